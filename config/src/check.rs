@@ -1,0 +1,218 @@
+//! From what was written to what it means: the second half of reading, where several values are
+//! looked at together.
+//!
+//! Decides every rule that one value cannot break alone (names that must exist, addresses that
+//! collide, routes that can never match), and reads the texts that are more than text: addresses,
+//! hosts, header names, patterns.
+//!
+//! Every function goes on after a problem; what it returns then is thrown away, because one problem
+//! is enough for [`check`] to give no configuration. Places that already have a problem of form get
+//! no second one.
+
+mod backend;
+mod route;
+mod text;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::read::Document;
+use crate::read::tree::Node;
+use crate::report::{Problem, Report};
+use crate::schema::{File, Switch};
+use crate::units::format_duration;
+use crate::validated::{
+    AccessLog, Admin, Config, Drain, Endpoint, Forwarding, Host, Limits, Listener, Log, LogField,
+    LogPath, Runtime,
+};
+
+pub(crate) use text::endpoint as parse_endpoint;
+
+/// The configuration that `file`, read from `document`, means; or every problem of both.
+pub(crate) fn check(mut document: Document, file: &File) -> Result<Config, Report> {
+    let mut checker = Checker { document: &document, problems: vec![], warnings: vec![] };
+    let config = checker.file(file);
+    let (found, mut warnings) = (checker.problems, checker.warnings);
+    document.problems.extend(found);
+    let mut problems = document.problems;
+    if problems.is_empty() {
+        sort(&mut warnings);
+        return Ok(Config { warnings, ..config });
+    }
+    sort(&mut problems);
+    Err(Report { problems })
+}
+
+/// In the order of the file.
+pub(crate) fn sort(problems: &mut Vec<Problem>) {
+    problems.sort_by(|a, b| (a.line, a.column, &a.path).cmp(&(b.line, b.column, &b.path)));
+    problems.dedup();
+}
+
+/// What is wrong with a text: a message and perhaps some help.
+type Flawed<T> = Result<T, (String, Option<String>)>;
+
+struct Checker<'d> {
+    document: &'d Document,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+impl Checker<'_> {
+    /// Notes a problem, unless one of form is already there.
+    fn wrong(&mut self, node: &Node, message: impl AsRef<str>, help: Option<String>) {
+        if !self.document.is_broken(node) {
+            self.problems.push(node.problem(&self.document.source, message.as_ref(), help));
+        }
+    }
+
+    /// The same, pointing at the key.
+    fn wrong_key(&mut self, node: &Node, message: impl AsRef<str>, help: Option<String>) {
+        if !self.document.is_broken(node) {
+            self.problems.push(node.key_problem(&self.document.source, message.as_ref(), help));
+        }
+    }
+
+    fn warn(&mut self, node: &Node, message: impl AsRef<str>) {
+        self.warnings.push(node.key_problem(&self.document.source, message.as_ref(), None));
+    }
+
+    /// Notes a problem when the duration of key `high` is shorter than that of key `low`.
+    fn ordered(&mut self, node: &Node, low: (&str, Duration), high: (&str, Duration)) {
+        let unread = node.get(low.0).is_some_and(|node| self.document.is_broken(node));
+        if high.1 < low.1 && !unread {
+            let (short, long) = (format_duration(high.1), format_duration(low.1));
+            let message = format!("`{}` ({short}) is shorter than `{}` ({long})", high.0, low.0);
+            self.wrong(node.at(high.0), message, None);
+        }
+    }
+
+    /// The value of a text, or a problem at `node`.
+    fn text<T>(&mut self, node: &Node, read: Flawed<T>) -> Option<T> {
+        read.map_err(|(message, help)| self.wrong(node, message, help)).ok()
+    }
+
+    fn file(&mut self, file: &File) -> Config {
+        let root = &self.document.root;
+        let listeners = self.listeners(root.at("listeners"), file);
+        let admin = self.admin(root, file, &listeners);
+        let backends = self.backends(root.at("backends"), file, &listeners);
+        let routes = self.routes(root.at("routes"), file);
+        self.unused_backends(root.at("backends"), &backends, &routes);
+        Config {
+            listeners,
+            admin,
+            runtime: runtime(file),
+            limits: limits(file),
+            backends,
+            routes,
+            forwarding: Forwarding { trusted_hops: file.forwarding.trusted_hops.0 as usize },
+            access_log: self.access_log(root.at("access_log"), file),
+            drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
+            log: Log { level: file.log.level },
+            warnings: Vec::new(),
+        }
+    }
+
+    fn listeners(&mut self, node: &Node, file: &File) -> Vec<Listener> {
+        if file.listeners.is_empty() {
+            self.wrong(node, "is empty: at least one listener is needed", None);
+        }
+        let mut listeners: Vec<Listener> = Vec::new();
+        let items = self.document.items(node, file.listeners.len());
+        for (item, listener) in items.into_iter().zip(&file.listeners) {
+            let at = item.at("address");
+            let Some(address) = self.text(at, text::address(&listener.address)) else { continue };
+            if let Some(other) = listeners.iter().find(|other| collide(other.address, address)) {
+                let message = format!("{address} cannot be taken beside {}", other.address);
+                self.wrong(at, message, Some("an earlier listener has it".to_owned()));
+            }
+            listeners.push(Listener { address });
+        }
+        listeners
+    }
+
+    fn admin(&mut self, root: &Node, file: &File, listeners: &[Listener]) -> Admin {
+        let node = root.at("admin").at("address");
+        let fallback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = self.text(node, text::address(&file.admin.address)).unwrap_or(fallback);
+        if let Some(other) = listeners.iter().find(|other| collide(other.address, address)) {
+            // The default address has no place of its own.
+            let node = if root.get("admin").is_some() { node } else { root.at("listeners") };
+            let message = format!("the admin address {address} is taken by {}", other.address);
+            self.wrong(node, message, Some("give the admin server another port".to_owned()));
+        }
+        Admin { address }
+    }
+
+    fn access_log(&mut self, node: &Node, file: &File) -> AccessLog {
+        let log = &file.access_log;
+        let format = match log.format {
+            Switch::Off => None,
+            Switch::On(format) => Some(format),
+        };
+        if log.path.is_empty() {
+            self.wrong(node.at("path"), "is empty", Some("stdout, stderr or a file".to_owned()));
+        }
+        let path = match log.path.as_str() {
+            "stdout" => LogPath::Stdout,
+            "stderr" => LogPath::Stderr,
+            path => LogPath::File(PathBuf::from(path)),
+        };
+        AccessLog { format, path, fields: self.log_fields(node.at("fields"), &log.fields) }
+    }
+
+    fn log_fields(&mut self, node: &Node, fields: &[LogField]) -> Vec<LogField> {
+        if fields.is_empty() {
+            let help = "switch the log off with `format: off`".to_owned();
+            self.wrong(node, "is empty: at least one field is needed", Some(help));
+        }
+        let items = self.document.items(node, fields.len());
+        for (index, (item, field)) in items.into_iter().zip(fields).enumerate() {
+            if fields[..index].contains(field) {
+                self.wrong(item, format!("\"{}\" is listed twice", field.name()), None);
+            }
+        }
+        fields.to_vec()
+    }
+}
+
+fn runtime(file: &File) -> Runtime {
+    let upgrade_socket = file.runtime.upgrade_socket.clone();
+    Runtime { threads: file.runtime.threads.0 as usize, upgrade_socket }
+}
+
+fn limits(file: &File) -> Limits {
+    let limits = &file.limits;
+    Limits {
+        header_bytes: limits.header_bytes.0,
+        headers: limits.headers.0 as usize,
+        body_bytes: limits.body_bytes.0,
+        body_scan: limits.body_scan.0,
+        header_timeout: limits.header_timeout.0,
+        body_timeout: limits.body_timeout.0,
+        write_timeout: limits.write_timeout.0,
+        idle_timeout: limits.idle_timeout.0,
+        connections: limits.connections.0 as usize,
+    }
+}
+
+/// Whether two sockets cannot be bound beside each other; port 0 always can.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (everywhere || a.ip() == b.ip())
+}
+
+/// Whether the endpoint is this listener: traffic to it would come back.
+fn is_own(listener: SocketAddr, endpoint: &Endpoint) -> bool {
+    let local = match &endpoint.host {
+        Host::Ip(ip) => {
+            *ip == listener.ip() || (ip.is_loopback() && listener.ip().is_unspecified())
+        }
+        Host::Name(name) => {
+            name == "localhost" && (listener.ip().is_loopback() || listener.ip().is_unspecified())
+        }
+    };
+    local && listener.port() == endpoint.port
+}

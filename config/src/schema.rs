@@ -1,0 +1,387 @@
+//! What a user may write: one struct per mapping of the file, one field per key.
+//!
+//! Decides names, units, ranges of single values and defaults. The comments of the fields are what
+//! `outrigger schema` shows, and the defaults there come from the `Default`s here. Unknown keys are
+//! mistakes everywhere.
+//!
+//! Leaves out what several values mean together: see `check`.
+
+mod route;
+pub(crate) mod values;
+
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::validated::{Balance, LogField, LogFormat, LogLevel, Protocol};
+pub use route::{
+    Deadline, Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route,
+    Sticky,
+};
+pub use values::{
+    EndpointEntry, EndpointWeight, OneOrMany, Pause, Size, StatusEntry, Switch, Time, Timeout,
+    Whole,
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The configuration of Outrigger, a sidecar proxy for inference servers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["routes"]))]
+pub struct File {
+    /// Addresses that take traffic. At least one. Default: one, 0.0.0.0:8800.
+    #[schemars(length(min = 1))]
+    pub listeners: Vec<Listener>,
+    /// The admin page, metrics and health of the proxy itself.
+    pub admin: Admin,
+    /// Settings of the process; a change needs a restart.
+    pub runtime: Runtime,
+    /// Limits of the client side.
+    pub limits: Limits,
+    /// Groups of endpoints by name. A name is the value of metric labels and of x-outrigger-arm: 1
+    /// to 100 letters, digits, `-`, `_` and `.`.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub backends: IndexMap<String, Backend>,
+    /// What is done with which request: the first match wins, in the order of the file. At least
+    /// one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub routes: Vec<Route>,
+    /// What is believed of the proxies in front.
+    pub forwarding: Forwarding,
+    /// One line per request.
+    pub access_log: AccessLog,
+    /// How the proxy stops.
+    pub drain: Drain,
+    /// The proxy's own log.
+    pub log: Log,
+}
+
+/// An address that takes traffic: HTTP/1.1, HTTP/2 without TLS (prior knowledge) and WebSocket on
+/// one port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// IP address and port, such as 0.0.0.0:8800 or `[::]:8800`. Port 0 takes any free port. A
+    /// change needs a restart.
+    pub address: String,
+}
+
+/// The admin page, metrics and health of the proxy itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// IP address and port. Port 0 takes any free port. A change needs a restart. Default:
+    /// 127.0.0.1:8801.
+    pub address: String,
+}
+
+/// Settings of the process; a change needs a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runtime {
+    /// Threads that carry traffic, 1 to 256. Default: 1.
+    pub threads: Whole<1, 256>,
+    /// The socket over which a new process takes the listeners from the old one. Default:
+    /// /tmp/outrigger-upgrade.sock.
+    pub upgrade_socket: PathBuf,
+}
+
+/// Limits of the client side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Size of one request head, 1KiB to 1MiB; a larger one is refused with 431. Default: 64KiB.
+    pub header_bytes: Size<KIB, MIB>,
+    /// Header fields of one request, 1 to 256; more are refused with 431. Default: 128.
+    pub headers: Whole<1, 256>,
+    /// Size of a request body, 0B to 1TiB; a longer one is refused with 413. Default: 512MiB.
+    pub body_bytes: Size<0, { 1024 * GIB }>,
+    /// How far a request body is read to find `model` or a sticky field, 1KiB to 1GiB. Default:
+    /// 1MiB.
+    pub body_scan: Size<KIB, GIB>,
+    /// From the first byte of a request to the end of its head, 1ms to 7d. Default: 10s.
+    pub header_timeout: Timeout,
+    /// Between two reads of a request body, 1ms to 7d. Default: 30s.
+    pub body_timeout: Timeout,
+    /// A client that reads nothing for so long is cut, 1ms to 7d. Default: 1m.
+    pub write_timeout: Timeout,
+    /// A kept connection without a request is closed after it, 1ms to 7d. Default: 1m15s.
+    pub idle_timeout: Timeout,
+    /// Open client connections, 1 to 1000000; further ones are closed at once. Default: 10000.
+    pub connections: Whole<1, 1_000_000>,
+}
+
+/// A named group of endpoints with one balancing policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["endpoints"]))]
+pub struct Backend {
+    /// Addresses that serve, each as "host:port", "http://host:port" or {address, weight}. The host
+    /// is an IP address or a DNS name, which stands for every address it has and is resolved again
+    /// as its time to live ends. At least one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub endpoints: Vec<EndpointEntry>,
+    /// What the endpoints speak. Default: http1.
+    pub protocol: Protocol,
+    /// How an endpoint is chosen. Default: least_connection.
+    pub balance: Balance,
+    /// Requests in flight per endpoint, 1 to 1000000, or off for no limit. Default: off.
+    pub max_connections: Switch<Whole<1, 1_000_000>>,
+    /// An active check of every endpoint. Default: none, an endpoint is ready at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Leaves out an endpoint that keeps failing requests, for a while. `off` switches it off.
+    /// Default: on.
+    pub ejection: Switch<Ejection>,
+    /// Idle connections kept per endpoint, 0 to 100000. Default: 256.
+    pub idle_connections: Whole<0, 100_000>,
+    /// How long an idle connection to an endpoint is kept, 1ms to 7d. Default: 50s.
+    pub idle_timeout: Timeout,
+    /// Upper bound on the time to live of a DNS answer, 1ms to 7d. Default: 30s.
+    pub dns_refresh: Timeout,
+}
+
+/// An active check of every endpoint: exactly one of `http` and `tcp`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// The path that a GET must find, such as /health.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// `true`: a connection is enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<bool>,
+    /// From the start of a check to the start of the next, 1ms to 7d. Default: 5s.
+    pub interval: Timeout,
+    /// How long one check may take, 1ms to 7d. Default: 2s.
+    pub timeout: Timeout,
+    /// Consecutive successes to become ready, 1 to 100; the first one is enough at the very start.
+    /// Default: 2.
+    pub healthy: Whole<1, 100>,
+    /// Consecutive failures to become unready, 1 to 100. Default: 3.
+    pub unhealthy: Whole<1, 100>,
+    /// Statuses that are a success: codes such as 200, ranges such as "200-299", 100 to 599.
+    /// Default: ["200-299"].
+    #[schemars(length(min = 1))]
+    pub status: OneOrMany<StatusEntry>,
+}
+
+/// Leaves out an endpoint that keeps failing requests, for a while.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ejection {
+    /// Consecutive failures that eject, 1 to 1000. Default: 5.
+    pub failures: Whole<1, 1000>,
+    /// How long the first time, 1ms to 7d; the n-th ejection in a row lasts n times as long.
+    /// Default: 10s.
+    pub base: Timeout,
+    /// Never longer than this, 1ms to 7d; at least `base`. Default: 5m.
+    pub max: Timeout,
+}
+
+/// What is believed of the proxies in front.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Forwarding {
+    /// How many proxies in front are believed in x-forwarded-for, 0 to 32; 0 believes none and
+    /// replaces the header. Default: 0.
+    pub trusted_hops: Whole<0, 32>,
+}
+
+/// One line per request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessLog {
+    /// How a line looks, or off for no access log. Default: auto.
+    pub format: Switch<LogFormat>,
+    /// Where lines go: stdout, stderr or the path of a file, which is appended to. Default: stdout.
+    pub path: String,
+    /// Which fields a line has, in this order. At least one. Default: all of them.
+    #[schemars(length(min = 1))]
+    pub fields: Vec<LogField>,
+}
+
+/// How the proxy stops: it says "not ready", goes on accepting for `delay`, and then waits for
+/// requests to end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// How long it keeps accepting while it already says "not ready", 0s to 7d. Default: 2s.
+    pub delay: Pause,
+    /// Then, how long it waits for requests to end, 0s to 7d. Default: 25s.
+    pub timeout: Pause,
+}
+
+/// The proxy's own log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// What is said at least; the environment variable RUST_LOG overrides it. Default: info.
+    pub level: LogLevel,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            listeners: vec![Listener { address: "0.0.0.0:8800".to_owned() }],
+            admin: Admin::default(),
+            runtime: Runtime::default(),
+            limits: Limits::default(),
+            backends: IndexMap::new(),
+            routes: Vec::new(),
+            forwarding: Forwarding { trusted_hops: Whole(0) },
+            access_log: AccessLog::default(),
+            drain: Drain::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:8801".to_owned() }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { threads: Whole(1), upgrade_socket: "/tmp/outrigger-upgrade.sock".into() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_bytes: Size(64 * KIB),
+            headers: Whole(128),
+            body_bytes: Size(512 * MIB),
+            body_scan: Size(MIB),
+            header_timeout: Time::seconds(10),
+            body_timeout: Time::seconds(30),
+            write_timeout: Time::seconds(60),
+            idle_timeout: Time::seconds(75),
+            connections: Whole(10_000),
+        }
+    }
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            protocol: Protocol::Http1,
+            balance: Balance::LeastConnection,
+            max_connections: Switch::Off,
+            health: None,
+            ejection: Switch::On(Ejection::default()),
+            idle_connections: Whole(256),
+            idle_timeout: Time::seconds(50),
+            dns_refresh: Time::seconds(30),
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            http: None,
+            tcp: None,
+            interval: Time::seconds(5),
+            timeout: Time::seconds(2),
+            healthy: Whole(2),
+            unhealthy: Whole(3),
+            status: OneOrMany::many([StatusEntry { first: 200, last: 299 }]),
+        }
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self { failures: Whole(5), base: Time::seconds(10), max: Time::seconds(300) }
+    }
+}
+
+impl Default for Forwarding {
+    fn default() -> Self {
+        Self { trusted_hops: Whole(0) }
+    }
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        let fields = LogField::ALL.to_vec();
+        Self { format: Switch::On(LogFormat::Auto), path: "stdout".to_owned(), fields }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { delay: Time::seconds(2), timeout: Time::seconds(25) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: LogLevel::Info }
+    }
+}
+
+/// The JSON schema of the file (draft 2020-12), for editors and for checks outside the proxy.
+///
+/// Besides the standard words it has `x-minimum` and `x-maximum` for durations and sizes.
+#[must_use]
+pub fn json_schema() -> serde_json::Value {
+    let mut schema = schemars::schema_for!(File).to_value();
+    forbid_null(&mut schema);
+    unwrap_descriptions(&mut schema);
+    schema
+}
+
+/// Line breaks of the comments here mean nothing there.
+fn unwrap_descriptions(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(unwrap_descriptions),
+        Value::Object(map) => {
+            if let Some(Value::String(text)) = map.get_mut("description") {
+                *text = text.replace('\n', " ");
+            }
+            map.values_mut().for_each(unwrap_descriptions);
+        }
+        _ => {}
+    }
+}
+
+/// An `Option` may be left out, but a key without a value is a mistake here.
+fn forbid_null(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(forbid_null),
+        Value::Object(map) => {
+            map.values_mut().for_each(forbid_null);
+            if let Some(Value::Array(kinds)) = map.get_mut("type") {
+                kinds.retain(|kind| kind != "null");
+                if let [only] = kinds.as_slice() {
+                    let only = only.clone();
+                    map.insert("type".to_owned(), only);
+                }
+            }
+            if let Some(Value::Array(kinds)) = map.get_mut("anyOf") {
+                kinds.retain(|kind| kind["type"] != "null");
+                if let [Value::Object(only)] = kinds.as_slice() {
+                    let only = only.clone();
+                    map.remove("anyOf");
+                    map.extend(only);
+                }
+            }
+        }
+        _ => {}
+    }
+}
