@@ -1,0 +1,1013 @@
+//! Every metric of the proxy, declared once.
+//!
+//! Why: names, help and labels are an interface that dashboards are built on, so they stand
+//! together in one table; and the hot path must not look anything up, so whoever handles requests
+//! holds a handle ([`ArmMetrics`], [`EndpointMetrics`], …) whose fields are plain atomics.
+//!
+//! What it decides: a series exists as long as its handle is in the map here, and is written out by
+//! walking the maps at a scrape. Forgetting an endpoint therefore removes all its series at once,
+//! and a request that still holds the old handle can do no harm. Each map holds at most
+//! [`MAX_HANDLES`] label sets; whatever comes after shares one handle whose labels all say `other`.
+//!
+//! What it leaves out: the text formats (`exposition`) and metrics of other modules, which can add
+//! collectors to [`Metrics::registry`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use outrigger_config::validated::RetryReason;
+use prometheus::Registry;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
+
+use super::instruments::{Bounds, Counter, Gauge, Histogram, LocalHistogram};
+use crate::outcome::Outcome;
+
+/// Label sets per map before `other` takes over.
+pub const MAX_HANDLES: usize = 1000;
+
+/// The label value that stands for everything beyond [`MAX_HANDLES`].
+pub const OTHER: &str = "other";
+
+/// The label value for "none": the arm of a request that matched no route, say.
+pub const NONE: &str = "-";
+
+/// From a redirect to a long generation: 1 ms to 10 minutes.
+const DURATION: Bounds = Bounds::micros(&[
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    20_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+    300_000_000,
+    600_000_000,
+]);
+
+/// From a cached answer to a long prompt in a queue: 0.5 ms to 2 minutes.
+const FIRST_BYTE: Bounds = Bounds::micros(&[
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    200_000,
+    350_000,
+    500_000,
+    750_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    20_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+]);
+
+/// Dense where people read along (10 to 150 ms a token): 0.1 ms to one minute.
+const CHUNK_GAP: Bounds = Bounds::micros(&[
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 15_000, 20_000, 30_000, 40_000, 60_000, 80_000,
+    100_000, 150_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000,
+    60_000_000,
+]);
+
+/// One line of the table below.
+struct Declaration {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    labels: &'static [&'static str],
+}
+
+/// Declares `Id`, one variant per metric, and `TABLE`, in the same order.
+macro_rules! declare {
+    ($($id:ident $kind:ident $name:literal [$($label:literal)*] $help:literal;)+) => {
+        #[derive(Clone, Copy)]
+        enum Id { $($id),+ }
+
+        const TABLE: &[Declaration] = &[$(Declaration {
+            name: concat!("outrigger_", $name),
+            help: $help,
+            kind: MetricType::$kind,
+            labels: &[$($label),*],
+        }),+];
+    };
+}
+
+declare! {
+    BuildInfo GAUGE "build_info" ["version"]
+        "Always 1; the label says which version runs.";
+    Requests COUNTER "requests_total" ["route" "arm" "outcome" "code"]
+        "Requests that ended, by how they ended and the status the client got.";
+    RequestDuration HISTOGRAM "request_duration_seconds" ["route" "arm"]
+        "Time from the request head to the last byte of the answer.";
+    FirstByte HISTOGRAM "first_byte_seconds" ["route" "arm"]
+        "Time from the request head to the first byte of the answer.";
+    ChunkGap HISTOGRAM "chunk_gap_seconds" ["route" "arm"]
+        "Time between two events of a streamed answer.";
+    InFlight GAUGE "requests_in_flight" ["route"]
+        "Requests that have begun and not ended.";
+    AwaitingFirstByte GAUGE "requests_awaiting_first_byte" ["route"]
+        "Requests sent to an endpoint that has not begun to answer.";
+    Tokens COUNTER "tokens_total" ["route" "arm" "direction"]
+        "Tokens as told by the model server, else counted events; in = prompt, out = answer.";
+    RequestBytes COUNTER "request_bytes_total" ["route" "arm"]
+        "Bytes of request bodies.";
+    ResponseBytes COUNTER "response_bytes_total" ["route" "arm"]
+        "Bytes of response bodies.";
+    Retries COUNTER "retries_total" ["route" "reason"]
+        "Attempts after the first one, by what had ended the one before.";
+    RetriesDenied COUNTER "retries_denied_total" ["route" "reason"]
+        "Attempts that the policy allowed but something forbade.";
+    EndpointRequests COUNTER "endpoint_requests_total" ["backend" "endpoint" "outcome"]
+        "Attempts that ended at an endpoint, by how they ended.";
+    EndpointInFlight GAUGE "endpoint_in_flight" ["backend" "endpoint"]
+        "Attempts at an endpoint until the last byte of the answer.";
+    EndpointFirstByte HISTOGRAM "endpoint_first_byte_seconds" ["backend" "endpoint"]
+        "Time from sending an attempt to the first byte of its answer.";
+    EndpointReady GAUGE "endpoint_ready" ["backend" "endpoint"]
+        "1 when an endpoint passes its health checks, else 0.";
+    EndpointEjected GAUGE "endpoint_ejected" ["backend" "endpoint"]
+        "1 while an endpoint is ejected for failing real requests, else 0.";
+    EndpointEjections COUNTER "endpoint_ejections_total" ["backend" "endpoint" "reason"]
+        "How often an endpoint was ejected.";
+    HealthChecks COUNTER "health_checks_total" ["backend" "endpoint" "result"]
+        "Health checks made.";
+    Connections COUNTER "connections_total" ["listener"]
+        "Client connections accepted.";
+    ConnectionsOpen GAUGE "connections_open" ["listener"]
+        "Client connections open now.";
+    ConnectionsRefused COUNTER "connections_refused_total" ["listener"]
+        "Client connections closed at once because there were too many.";
+    UpstreamConnections COUNTER "upstream_connections_total" ["backend" "result"]
+        "How attempts came by a connection.";
+    Discovery COUNTER "discovery_resolutions_total" ["backend" "result"]
+        "Look-ups of endpoint names.";
+    ConfigReloads COUNTER "config_reloads_total" ["result"]
+        "Attempts to load a changed configuration.";
+    ConfigSuccess GAUGE "config_last_reload_success" []
+        "1 if the last attempt to load the configuration succeeded, else 0.";
+    ConfigTimestamp GAUGE "config_last_reload_timestamp_seconds" []
+        "When the configuration was last loaded, or tried to be, in Unix time.";
+    Draining GAUGE "draining" []
+        "1 while the proxy is about to stop, else 0.";
+    AccessLogDropped COUNTER "access_log_dropped_total" []
+        "Access-log lines lost because they could not be written fast enough, or at all.";
+}
+
+/// Declares a closed list of label values.
+macro_rules! label_values {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident $value:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$doc])* $variant),+ }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The label value.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $value),+ }
+            }
+        }
+    };
+}
+
+label_values! {
+    /// Why an attempt that the retry policy allows was not made.
+    RetryDenied {
+        /// The retry budget was spent.
+        Budget "budget",
+        /// All attempts were used.
+        Attempts "attempts",
+        /// The request body was longer than the buffer.
+        Buffer "buffer",
+        /// No endpoint was left to try.
+        NoEndpoint "no_endpoint",
+    }
+}
+
+label_values! {
+    /// Why an endpoint was ejected.
+    EjectionReason {
+        /// Consecutive failures.
+        Failures "failures",
+    }
+}
+
+label_values! {
+    /// How a health check, a name look-up or a reload ended.
+    Verdict {
+        /// As it should.
+        Success "success",
+        /// Otherwise.
+        Failure "failure",
+    }
+}
+
+label_values! {
+    /// How an attempt came by its connection.
+    UpstreamConnection {
+        /// A new one was opened.
+        Opened "opened",
+        /// An idle one was used again.
+        Reused "reused",
+        /// None could be opened.
+        Failed "failed",
+        /// None could be opened in time.
+        Timeout "timeout",
+    }
+}
+
+/// The metrics of one proxy. Clones are the same metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    version: String,
+    process: ProcessMetrics,
+    routes: Handles<1, RouteMetrics>,
+    arms: Handles<2, ArmMetrics>,
+    endpoints: Handles<2, EndpointMetrics>,
+    backends: Handles<1, BackendMetrics>,
+    listeners: Handles<1, ListenerMetrics>,
+}
+
+impl Metrics {
+    /// A new set in a registry of its own; nothing is global, so two proxies can live in a test.
+    #[must_use]
+    pub fn new(version: &str) -> Self {
+        let inner = Arc::new(Inner {
+            version: version.to_owned(),
+            process: ProcessMetrics::default(),
+            routes: Handles::default(),
+            arms: Handles::default(),
+            endpoints: Handles::default(),
+            backends: Handles::default(),
+            listeners: Handles::default(),
+        });
+        let registry = Registry::new();
+        let descriptions = TABLE.iter().map(Declaration::describe).collect();
+        let collector = Walker { inner: Arc::clone(&inner), descriptions };
+        registry
+            .register(Box::new(collector))
+            .expect("an empty registry takes a table without repeated names, which a test checks");
+        Self { registry, inner }
+    }
+
+    /// Where other modules add their collectors.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Everything, sorted by name and labels, for `exposition`.
+    #[must_use]
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
+    }
+
+    /// What concerns the process as a whole.
+    #[must_use]
+    pub fn process(&self) -> &ProcessMetrics {
+        &self.inner.process
+    }
+
+    /// The handle of a route; [`NONE`] for requests that matched none.
+    #[must_use]
+    pub fn route(&self, route: &str) -> Arc<RouteMetrics> {
+        self.inner.routes.get([route], |_| RouteMetrics::default())
+    }
+
+    /// The handle of an arm of a route; [`NONE`] where a request had none.
+    #[must_use]
+    pub fn arm(&self, route: &str, arm: &str) -> Arc<ArmMetrics> {
+        self.inner.arms.get([route, arm], |[route, _]| ArmMetrics::new(self.route(route)))
+    }
+
+    /// The handle of an endpoint.
+    #[must_use]
+    pub fn endpoint(&self, backend: &str, endpoint: &str) -> Arc<EndpointMetrics> {
+        self.inner.endpoints.get([backend, endpoint], |_| EndpointMetrics::default())
+    }
+
+    /// Removes all series of an endpoint that is gone for good. Whoever still holds its handle may
+    /// use it without effect.
+    pub fn forget_endpoint(&self, backend: &str, endpoint: &str) {
+        self.inner.endpoints.forget([backend, endpoint]);
+    }
+
+    /// The handle of a backend.
+    #[must_use]
+    pub fn backend(&self, backend: &str) -> Arc<BackendMetrics> {
+        self.inner.backends.get([backend], |_| BackendMetrics::default())
+    }
+
+    /// The handle of a listener, by its address as configured.
+    #[must_use]
+    pub fn listener(&self, listener: &str) -> Arc<ListenerMetrics> {
+        self.inner.listeners.get([listener], |_| ListenerMetrics::default())
+    }
+}
+
+/// What concerns the process as a whole.
+#[derive(Debug, Default)]
+pub struct ProcessMetrics {
+    reloads: [Counter; Verdict::ALL.len()],
+    reload_success: Gauge,
+    reload_timestamp: Gauge,
+    /// 1 while draining.
+    pub draining: Gauge,
+    /// Lost lines of the access log; shared with its writer.
+    pub access_log_dropped: Arc<Counter>,
+}
+
+impl ProcessMetrics {
+    /// The configuration the proxy starts with was loaded.
+    pub fn config_loaded(&self, at: SystemTime) {
+        self.set_config(Verdict::Success, at);
+    }
+
+    /// A reload was tried.
+    pub fn config_reloaded(&self, verdict: Verdict, at: SystemTime) {
+        self.reloads[verdict as usize].inc();
+        self.set_config(verdict, at);
+    }
+
+    fn set_config(&self, verdict: Verdict, at: SystemTime) {
+        self.reload_success.set(i64::from(verdict == Verdict::Success));
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.reload_timestamp.set(i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    fn write(&self, page: &mut Page) {
+        page.by_value(Id::ConfigReloads, &[], Verdict::ALL, Verdict::as_str, &self.reloads);
+        page.gauge(Id::ConfigSuccess, &[], &self.reload_success);
+        page.gauge(Id::ConfigTimestamp, &[], &self.reload_timestamp);
+        page.gauge(Id::Draining, &[], &self.draining);
+        page.counter(Id::AccessLogDropped, &[], self.access_log_dropped.get());
+    }
+}
+
+/// What is counted per route.
+#[derive(Debug, Default)]
+pub struct RouteMetrics {
+    /// Requests that have begun and not ended.
+    pub in_flight: Gauge,
+    /// Requests sent to an endpoint that has not begun to answer.
+    pub awaiting_first_byte: Gauge,
+    retries: [Counter; RetryReason::ALL.len()],
+    retries_denied: [Counter; RetryDenied::ALL.len()],
+}
+
+impl RouteMetrics {
+    /// Another attempt was made.
+    pub fn retried(&self, reason: RetryReason) {
+        self.retries[reason as usize].inc();
+    }
+
+    /// Another attempt was allowed by the policy but not made.
+    pub fn retry_denied(&self, reason: RetryDenied) {
+        self.retries_denied[reason as usize].inc();
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.gauge(Id::InFlight, labels, &self.in_flight);
+        page.gauge(Id::AwaitingFirstByte, labels, &self.awaiting_first_byte);
+        page.by_value(Id::Retries, labels, &RetryReason::ALL, RetryReason::name, &self.retries);
+        let denied = &self.retries_denied;
+        page.by_value(Id::RetriesDenied, labels, RetryDenied::ALL, RetryDenied::as_str, denied);
+    }
+}
+
+/// What is counted per arm of a route.
+#[derive(Debug)]
+pub struct ArmMetrics {
+    /// The route that the arm belongs to.
+    pub route: Arc<RouteMetrics>,
+    /// From the request head to the last byte of the answer.
+    pub duration: Histogram,
+    /// From the request head to the first byte of the answer.
+    pub first_byte: Histogram,
+    chunk_gap: Arc<Histogram>,
+    /// Bytes of request bodies.
+    pub request_bytes: Counter,
+    /// Bytes of response bodies.
+    pub response_bytes: Counter,
+    /// Prompt tokens. To be added once, at the end of a request: only then are they known.
+    pub tokens_in: Counter,
+    /// Answer tokens, likewise.
+    pub tokens_out: Counter,
+    requests: OutcomeTable,
+}
+
+impl ArmMetrics {
+    fn new(route: Arc<RouteMetrics>) -> Self {
+        Self {
+            route,
+            duration: Histogram::new(DURATION),
+            first_byte: Histogram::new(FIRST_BYTE),
+            chunk_gap: Arc::new(Histogram::new(CHUNK_GAP)),
+            request_bytes: Counter::default(),
+            response_bytes: Counter::default(),
+            tokens_in: Counter::default(),
+            tokens_out: Counter::default(),
+            requests: OutcomeTable::default(),
+        }
+    }
+
+    /// A request ended so; `code` is the status the client got, or would have got.
+    pub fn ended(&self, outcome: Outcome, code: u16) {
+        self.requests.inc(outcome, code);
+    }
+
+    /// Where one request counts the gaps between its events; adds them up here by itself.
+    #[must_use]
+    pub fn gaps(&self) -> LocalHistogram {
+        LocalHistogram::new(Arc::clone(&self.chunk_gap))
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.histogram(Id::RequestDuration, labels, &self.duration);
+        page.histogram(Id::FirstByte, labels, &self.first_byte);
+        page.histogram(Id::ChunkGap, labels, &self.chunk_gap);
+        page.counter(Id::RequestBytes, labels, self.request_bytes.get());
+        page.counter(Id::ResponseBytes, labels, self.response_bytes.get());
+        let directions = [("in", &self.tokens_in), ("out", &self.tokens_out)];
+        for (direction, tokens) in directions {
+            page.counter(Id::Tokens, &[labels, &[direction]].concat(), tokens.get());
+        }
+        self.requests.for_each(|outcome, code, count| {
+            let labels = [labels, &[outcome.as_str(), code]].concat();
+            page.counter(Id::Requests, &labels, count);
+        });
+    }
+}
+
+/// What is counted per endpoint.
+#[derive(Debug)]
+pub struct EndpointMetrics {
+    /// Attempts until the last byte of the answer.
+    pub in_flight: Gauge,
+    /// From sending an attempt to the first byte of its answer.
+    pub first_byte: Histogram,
+    /// 1 when ready.
+    pub ready: Gauge,
+    /// 1 while ejected.
+    pub ejected: Gauge,
+    requests: [Counter; Outcome::ALL.len()],
+    ejections: [Counter; EjectionReason::ALL.len()],
+    checks: [Counter; Verdict::ALL.len()],
+}
+
+impl Default for EndpointMetrics {
+    fn default() -> Self {
+        Self {
+            in_flight: Gauge::default(),
+            first_byte: Histogram::new(FIRST_BYTE),
+            ready: Gauge::default(),
+            ejected: Gauge::default(),
+            requests: Default::default(),
+            ejections: Default::default(),
+            checks: Default::default(),
+        }
+    }
+}
+
+impl EndpointMetrics {
+    /// An attempt ended so.
+    pub fn ended(&self, outcome: Outcome) {
+        self.requests[outcome.index()].inc();
+    }
+
+    /// The endpoint was ejected.
+    pub fn ejection(&self, reason: EjectionReason) {
+        self.ejections[reason as usize].inc();
+    }
+
+    /// A health check was made.
+    pub fn checked(&self, verdict: Verdict) {
+        self.checks[verdict as usize].inc();
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.gauge(Id::EndpointInFlight, labels, &self.in_flight);
+        page.histogram(Id::EndpointFirstByte, labels, &self.first_byte);
+        page.gauge(Id::EndpointReady, labels, &self.ready);
+        page.gauge(Id::EndpointEjected, labels, &self.ejected);
+        let (reasons, reason) = (EjectionReason::ALL, EjectionReason::as_str);
+        page.by_value(Id::EndpointEjections, labels, reasons, reason, &self.ejections);
+        page.by_value(Id::HealthChecks, labels, Verdict::ALL, Verdict::as_str, &self.checks);
+        for (outcome, count) in Outcome::ALL.iter().zip(&self.requests) {
+            if count.get() > 0 {
+                let labels = [labels, &[outcome.as_str()]].concat();
+                page.counter(Id::EndpointRequests, &labels, count.get());
+            }
+        }
+    }
+}
+
+/// What is counted per backend.
+#[derive(Debug, Default)]
+pub struct BackendMetrics {
+    connections: [Counter; UpstreamConnection::ALL.len()],
+    resolutions: [Counter; Verdict::ALL.len()],
+}
+
+impl BackendMetrics {
+    /// An attempt came by its connection so.
+    pub fn connection(&self, how: UpstreamConnection) {
+        self.connections[how as usize].inc();
+    }
+
+    /// A name was looked up.
+    pub fn resolved(&self, verdict: Verdict) {
+        self.resolutions[verdict as usize].inc();
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        let (all, name) = (UpstreamConnection::ALL, UpstreamConnection::as_str);
+        page.by_value(Id::UpstreamConnections, labels, all, name, &self.connections);
+        page.by_value(Id::Discovery, labels, Verdict::ALL, Verdict::as_str, &self.resolutions);
+    }
+}
+
+/// What is counted per listener.
+#[derive(Debug, Default)]
+pub struct ListenerMetrics {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections open now.
+    pub open: Gauge,
+    /// Connections closed at once because there were too many.
+    pub refused: Counter,
+}
+
+impl ListenerMetrics {
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.counter(Id::Connections, labels, self.accepted.get());
+        page.gauge(Id::ConnectionsOpen, labels, &self.open);
+        page.counter(Id::ConnectionsRefused, labels, self.refused.get());
+    }
+}
+
+/// Handles by their label values. The lock is taken when configuration changes and at a scrape.
+struct Handles<const N: usize, T>(Mutex<BTreeMap<[String; N], Arc<T>>>);
+
+impl<const N: usize, T> Default for Handles<N, T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<const N: usize, T> Handles<N, T> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<[String; N], Arc<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The handle for these values, or the one for `other`. This is the only cap on label values.
+    fn get(&self, labels: [&str; N], make: impl FnOnce([&str; N]) -> T) -> Arc<T> {
+        let mut map = self.lock();
+        let key = labels.map(str::to_owned);
+        if let Some(handle) = map.get(&key) {
+            return Arc::clone(handle);
+        }
+        let labels = if map.len() < MAX_HANDLES { labels } else { [OTHER; N] };
+        let handle = map.entry(labels.map(str::to_owned)).or_insert_with(|| Arc::new(make(labels)));
+        Arc::clone(handle)
+    }
+
+    fn forget(&self, labels: [&str; N]) {
+        self.lock().remove(&labels.map(str::to_owned));
+    }
+
+    fn for_each(&self, mut write: impl FnMut(&T, &[&str])) {
+        for (labels, handle) in self.lock().iter() {
+            write(handle, &labels.each_ref().map(String::as_str));
+        }
+    }
+}
+
+/// Slots of an [`OutcomeTable`]: several times what one arm sees in its life.
+const SLOTS: usize = 64;
+
+/// Counts by outcome and status code, without a lock and without room for all 23 × 500 pairs: a
+/// slot is claimed when its pair first occurs. A pair that finds no slot is counted under its
+/// outcome with the code `other`, so an upstream that invents codes cannot make series without end.
+struct OutcomeTable {
+    slots: [Slot; SLOTS],
+    beyond: [Counter; Outcome::ALL.len()],
+}
+
+#[derive(Default)]
+struct Slot {
+    /// 0 = free, else one more than the index of the outcome, times 65536, plus the code.
+    key: AtomicU32,
+    count: AtomicU64,
+}
+
+impl Default for OutcomeTable {
+    fn default() -> Self {
+        Self { slots: std::array::from_fn(|_| Slot::default()), beyond: Default::default() }
+    }
+}
+
+impl std::fmt::Debug for OutcomeTable {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut map = formatter.debug_map();
+        self.for_each(|outcome, code, count| {
+            map.entry(&(outcome, code), &count);
+        });
+        map.finish()
+    }
+}
+
+impl OutcomeTable {
+    fn inc(&self, outcome: Outcome, code: u16) {
+        let key = OUTCOME_KEYS[outcome.index()] + u32::from(code);
+        let start = usize::from(code) + outcome.index() * 7;
+        for step in 0..SLOTS {
+            let slot = &self.slots[(start + step) % SLOTS];
+            let mut holder = slot.key.load(Relaxed);
+            if holder == 0 {
+                let claimed = slot.key.compare_exchange(0, key, Relaxed, Relaxed);
+                holder = claimed.err().unwrap_or(key);
+            }
+            if holder == key {
+                slot.count.fetch_add(1, Relaxed);
+                return;
+            }
+        }
+        self.beyond[outcome.index()].inc();
+    }
+
+    fn for_each(&self, mut write: impl FnMut(Outcome, &str, u64)) {
+        let mut code = String::new();
+        for slot in &self.slots {
+            let (key, count) = (slot.key.load(Relaxed), slot.count.load(Relaxed));
+            let Some(outcome) = Outcome::ALL.get((key >> 16).wrapping_sub(1) as usize) else {
+                continue;
+            };
+            code.clear();
+            // Writing to a string cannot fail.
+            let _ = write!(code, "{}", key & 0xFFFF);
+            write(*outcome, &code, count);
+        }
+        for (outcome, count) in Outcome::ALL.iter().zip(&self.beyond) {
+            if count.get() > 0 {
+                write(*outcome, OTHER, count.get());
+            }
+        }
+    }
+}
+
+/// The part of a slot's key that stands for the outcome.
+const OUTCOME_KEYS: [u32; Outcome::ALL.len()] = {
+    let mut keys = [0; Outcome::ALL.len()];
+    let (mut index, mut key) = (0, 1 << 16);
+    while index < keys.len() {
+        keys[index] = key;
+        index += 1;
+        key += 1 << 16;
+    }
+    keys
+};
+
+impl Declaration {
+    fn describe(&self) -> Desc {
+        let labels = self.labels.iter().map(|&label| label.to_owned()).collect();
+        Desc::new(self.name.to_owned(), self.help.to_owned(), labels, HashMap::new())
+            .expect("the names in the table are valid, which a test checks")
+    }
+
+    fn family(&self) -> MetricFamily {
+        let mut family = MetricFamily::default();
+        family.set_name(self.name.to_owned());
+        family.set_help(self.help.to_owned());
+        family.set_field_type(self.kind);
+        family
+    }
+}
+
+/// Writes all handles out when the registry asks.
+struct Walker {
+    inner: Arc<Inner>,
+    descriptions: Vec<Desc>,
+}
+
+impl Collector for Walker {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut page = Page(TABLE.iter().map(Declaration::family).collect());
+        page.constant(Id::BuildInfo, &[&self.inner.version]);
+        self.inner.process.write(&mut page);
+        self.inner.routes.for_each(|route, labels| route.write(labels, &mut page));
+        self.inner.arms.for_each(|arm, labels| arm.write(labels, &mut page));
+        self.inner.endpoints.for_each(|endpoint, labels| endpoint.write(labels, &mut page));
+        self.inner.backends.for_each(|backend, labels| backend.write(labels, &mut page));
+        self.inner.listeners.for_each(|listener, labels| listener.write(labels, &mut page));
+        page.0
+    }
+}
+
+/// The families being written, by `Id`.
+struct Page(Vec<MetricFamily>);
+
+impl Page {
+    fn counter(&mut self, id: Id, labels: &[&str], value: u64) {
+        let mut counter = proto::Counter::default();
+        counter.set_value(as_float(value));
+        self.add(id, labels, |metric| metric.set_counter(counter));
+    }
+
+    fn gauge(&mut self, id: Id, labels: &[&str], gauge: &Gauge) {
+        let mut value = proto::Gauge::default();
+        value.set_value(signed_as_float(gauge.get()));
+        self.add(id, labels, |metric| metric.set_gauge(value));
+    }
+
+    /// A gauge that is always 1 and only there for its labels.
+    fn constant(&mut self, id: Id, labels: &[&str]) {
+        let one = Gauge::default();
+        one.set(1);
+        self.gauge(id, labels, &one);
+    }
+
+    fn histogram(&mut self, id: Id, labels: &[&str], histogram: &Histogram) {
+        let view = histogram.view();
+        let bucket = |(bound, count)| {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(count);
+            bucket
+        };
+        let mut out = proto::Histogram::default();
+        out.set_bucket(view.cumulative.into_iter().map(bucket).collect());
+        out.set_sample_count(view.count);
+        out.set_sample_sum(view.sum);
+        self.add(id, labels, |metric| metric.set_histogram(out));
+    }
+
+    /// One counter per value of a closed list, which becomes the last label.
+    fn by_value<T: Copy>(
+        &mut self,
+        id: Id,
+        labels: &[&str],
+        values: &[T],
+        name: impl Fn(T) -> &'static str,
+        counters: &[Counter],
+    ) {
+        for (value, counter) in values.iter().zip(counters) {
+            self.counter(id, &[labels, &[name(*value)]].concat(), counter.get());
+        }
+    }
+
+    fn add(&mut self, id: Id, values: &[&str], fill: impl FnOnce(&mut Metric)) {
+        let names = TABLE[id as usize].labels;
+        debug_assert_eq!(names.len(), values.len(), "{}", TABLE[id as usize].name);
+        let pair = |(name, value): (&&str, &&str)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        };
+        let mut metric = Metric::from_label(names.iter().zip(values).map(pair).collect());
+        fill(&mut metric);
+        self.0[id as usize].mut_metric().push(metric);
+    }
+}
+
+/// Exact up to 2^53; beyond that a rate is exact enough.
+#[expect(clippy::cast_precision_loss, reason = "samples are floats by definition")]
+fn as_float(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "samples are floats by definition")]
+fn signed_as_float(value: i64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// The samples of one metric as `(labels joined by a slash, value)`.
+    fn samples(metrics: &Metrics, name: &str) -> Vec<(String, f64)> {
+        let families = metrics.gather();
+        let Some(family) = families.iter().find(|family| family.name() == name) else {
+            return Vec::new();
+        };
+        let value = |metric: &Metric| match family.get_field_type() {
+            MetricType::COUNTER => metric.get_counter().get_value(),
+            MetricType::GAUGE => metric.get_gauge().get_value(),
+            _ => metric.get_histogram().get_sample_sum(),
+        };
+        let labels = |metric: &Metric| {
+            metric.get_label().iter().map(LabelPair::value).collect::<Vec<_>>().join("/")
+        };
+        family.get_metric().iter().map(|metric| (labels(metric), value(metric))).collect()
+    }
+
+    fn sample(metrics: &Metrics, name: &str, labels: &str) -> Option<f64> {
+        let all = samples(metrics, name);
+        all.into_iter().find(|(found, _)| found == labels).map(|(_, value)| value)
+    }
+
+    /// One handle of every sort, each used.
+    fn busy() -> Metrics {
+        let metrics = Metrics::new("1.2.3");
+        let arm = metrics.arm("chat", "stable");
+        arm.ended(Outcome::Ok, 200);
+        arm.duration.observe(Duration::from_millis(1500));
+        arm.route.retried(RetryReason::Connect);
+        metrics.endpoint("stable", "127.0.0.1:1").ended(Outcome::ConnectFailed);
+        metrics.backend("stable").connection(UpstreamConnection::Reused);
+        metrics.listener("0.0.0.0:8800").accepted.inc();
+        metrics
+    }
+
+    #[test]
+    fn the_table_is_well_formed() {
+        let names: HashSet<_> = TABLE.iter().map(|declaration| declaration.name).collect();
+        assert_eq!(names.len(), TABLE.len(), "no name twice");
+        for Declaration { name, help, kind, .. } in TABLE {
+            assert_eq!(name.ends_with("_total"), *kind == MetricType::COUNTER, "{name}");
+            assert!(help.ends_with('.'), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_declared_metric_is_written_with_its_labels() {
+        let families = busy().gather();
+        for declaration in TABLE {
+            let family = families.iter().find(|family| family.name() == declaration.name);
+            let family = family.expect(declaration.name);
+            assert_eq!(family.get_field_type(), declaration.kind, "{}", declaration.name);
+            for metric in family.get_metric() {
+                let labels: Vec<_> = metric.get_label().iter().map(LabelPair::name).collect();
+                assert_eq!(labels, declaration.labels, "{}", declaration.name);
+            }
+        }
+        assert_eq!(families.len(), TABLE.len(), "and no other");
+    }
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = busy();
+        for (name, labels, value) in [
+            ("outrigger_build_info", "1.2.3", 1.0),
+            ("outrigger_requests_total", "chat/stable/ok/200", 1.0),
+            ("outrigger_request_duration_seconds", "chat/stable", 1.5),
+            ("outrigger_retries_total", "chat/connect", 1.0),
+            ("outrigger_retries_total", "chat/server_error", 0.0),
+            ("outrigger_endpoint_requests_total", "stable/127.0.0.1:1/connect_failed", 1.0),
+            ("outrigger_upstream_connections_total", "stable/reused", 1.0),
+            ("outrigger_connections_total", "0.0.0.0:8800", 1.0),
+        ] {
+            assert_eq!(sample(&metrics, name, labels), Some(value), "{name} {labels}");
+        }
+    }
+
+    #[test]
+    fn two_sets_do_not_share_anything() {
+        let (one, two) = (busy(), Metrics::new("x"));
+        assert_eq!(samples(&one, "outrigger_requests_total").len(), 1);
+        assert_eq!(samples(&two, "outrigger_requests_total").len(), 0);
+    }
+
+    #[test]
+    fn label_sets_that_look_alike_when_joined_stay_apart() {
+        let metrics = Metrics::new("x");
+        metrics.arm("ab", "c").ended(Outcome::Ok, 200);
+        metrics.arm("a", "bc").ended(Outcome::Ok, 200);
+        assert_eq!(samples(&metrics, "outrigger_requests_total").len(), 2);
+    }
+
+    #[test]
+    fn a_handle_is_the_same_for_the_same_labels() {
+        let metrics = Metrics::new("x");
+        let arm = metrics.arm("r", "a");
+        assert!(Arc::ptr_eq(&arm, &metrics.clone().arm("r", "a")));
+        assert!(Arc::ptr_eq(&arm.route, &metrics.route("r")));
+        assert!(!Arc::ptr_eq(&arm, &metrics.arm("r", "b")));
+    }
+
+    #[test]
+    fn a_forgotten_endpoint_leaves_no_series_and_starts_afresh() {
+        let metrics = Metrics::new("x");
+        let old = metrics.endpoint("b", "1:1");
+        let stays = metrics.endpoint("b", "2:2");
+        old.in_flight.inc();
+        stays.in_flight.inc();
+        metrics.forget_endpoint("b", "1:1");
+        old.ended(Outcome::Ok);
+        old.ejection(EjectionReason::Failures);
+        for family in metrics.gather() {
+            for metric in family.get_metric() {
+                assert!(metric.get_label().iter().all(|pair| pair.value() != "1:1"));
+            }
+        }
+        assert_eq!(sample(&metrics, "outrigger_endpoint_in_flight", "b/2:2"), Some(1.0));
+        assert_eq!(metrics.endpoint("b", "1:1").in_flight.get(), 0);
+    }
+
+    #[test]
+    fn too_many_label_sets_share_one() {
+        let metrics = Metrics::new("x");
+        for index in 0..MAX_HANDLES + 50 {
+            metrics.endpoint("b", &index.to_string()).ended(Outcome::Ok);
+        }
+        let name = "outrigger_endpoint_requests_total";
+        assert_eq!(samples(&metrics, name).len(), MAX_HANDLES + 1);
+        assert_eq!(sample(&metrics, name, "other/other/ok"), Some(50.0));
+        metrics.endpoint("b", "7").ended(Outcome::Ok);
+        assert_eq!(sample(&metrics, name, "b/7/ok"), Some(2.0), "known ones keep theirs");
+    }
+
+    #[test]
+    fn outcomes_and_codes_are_counted_apart() {
+        let table = OutcomeTable::default();
+        table.inc(Outcome::Ok, 200);
+        table.inc(Outcome::Ok, 200);
+        table.inc(Outcome::Ok, 204);
+        table.inc(Outcome::Internal, 200);
+        let mut seen = Vec::new();
+        table.for_each(|outcome, code, count| seen.push((outcome, code.to_owned(), count)));
+        seen.sort();
+        let ok = |code: &str, count| (Outcome::Ok, code.to_owned(), count);
+        let internal = (Outcome::Internal, "200".to_owned(), 1);
+        assert_eq!(seen, [ok("200", 2), ok("204", 1), internal]);
+    }
+
+    #[test]
+    fn invented_codes_are_bounded_and_nothing_is_lost() {
+        let table = OutcomeTable::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (100..600).for_each(|code| table.inc(Outcome::Ok, code)));
+            }
+        });
+        let (mut series, mut total, mut codes) = (0, 0, HashSet::new());
+        table.for_each(|_, code, count| {
+            series += 1;
+            total += count;
+            codes.insert(code.to_owned());
+        });
+        assert_eq!((series, codes.len(), total), (SLOTS + 1, SLOTS + 1, 2000));
+        assert!(codes.contains(OTHER));
+    }
+
+    #[test]
+    fn a_failed_reload_is_told_until_one_succeeds() {
+        let metrics = Metrics::new("x");
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let gauge = |name| sample(&metrics, name, "");
+        metrics.process().config_loaded(at(10));
+        assert_eq!(gauge("outrigger_config_last_reload_success"), Some(1.0));
+        metrics.process().config_reloaded(Verdict::Failure, at(20));
+        assert_eq!(gauge("outrigger_config_last_reload_success"), Some(0.0));
+        assert_eq!(gauge("outrigger_config_last_reload_timestamp_seconds"), Some(20.0));
+        let reloads = |result| sample(&metrics, "outrigger_config_reloads_total", result);
+        assert_eq!((reloads("failure"), reloads("success")), (Some(1.0), Some(0.0)));
+    }
+
+    #[test]
+    fn streamed_gaps_reach_their_arm() {
+        let metrics = Metrics::new("x");
+        let arm = metrics.arm("r", "a");
+        let mut gaps = arm.gaps();
+        gaps.observe(Duration::from_millis(30));
+        gaps.observe(Duration::from_millis(20));
+        drop(gaps);
+        assert_eq!(sample(&metrics, "outrigger_chunk_gap_seconds", "r/a"), Some(0.05));
+    }
+}
