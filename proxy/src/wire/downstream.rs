@@ -1,0 +1,115 @@
+//! The client's side of one request, whatever protocol version it speaks.
+
+use std::task::{Context, Poll};
+
+use super::{BodyLength, Frame, ResponseHead, Side, WireError, h1::ServerConn, h2::ServerStream};
+
+/// The client of one request.
+pub enum Downstream<'a> {
+    /// HTTP/1.1: the connection is lent for the time of one request.
+    H1(&'a mut ServerConn),
+    /// HTTP/2: the stream is this request's alone.
+    H2(ServerStream),
+}
+
+impl Downstream<'_> {
+    /// Whether the request body has been read to its end.
+    pub fn request_is_read(&self) -> bool {
+        match self {
+            Downstream::H1(conn) => conn.request_is_read(),
+            Downstream::H2(stream) => stream.request_is_read(),
+        }
+    }
+
+    /// Ready when the client has gone away.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Downstream::H1(conn) => conn.poll_gone(cx),
+            Downstream::H2(stream) => stream.poll_gone(cx),
+        }
+    }
+
+    /// Asks the client to send the body that it holds back.
+    pub fn send_continue(&mut self) {
+        match self {
+            Downstream::H1(conn) => conn.send_continue(),
+            Downstream::H2(stream) => stream.send_informational(&ResponseHead::new(100)),
+        }
+    }
+
+    /// Queues an informational head.
+    pub fn send_informational(&mut self, head: &ResponseHead) {
+        match self {
+            Downstream::H1(conn) => conn.send_informational(head),
+            Downstream::H2(stream) => stream.send_informational(head),
+        }
+    }
+
+    /// Queues the head of the response. `head.fields` must hold no hop-by-hop fields.
+    ///
+    /// # Errors
+    /// [`WireError::Closed`] when the client is gone.
+    pub fn send_head(&mut self, head: &ResponseHead) -> Result<(), WireError> {
+        match self {
+            Downstream::H1(conn) => conn.send_head(head),
+            Downstream::H2(stream) => {
+                stream.send_head(head, head.body == BodyLength::Empty)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the head of the response has been sent or queued.
+    pub fn head_sent(&self) -> bool {
+        match self {
+            Downstream::H1(conn) => conn.head_sent(),
+            Downstream::H2(stream) => stream.head_sent(),
+        }
+    }
+
+    /// The connection will not be used again after this response.
+    pub fn close_after_response(&mut self) {
+        if let Downstream::H1(conn) = self {
+            conn.close_after_response();
+        }
+    }
+
+    /// Breaks the response off, so that the client can not take it for complete.
+    pub fn abort(&mut self) {
+        match self {
+            Downstream::H1(conn) => conn.close_after_response(),
+            Downstream::H2(stream) => stream.reset(),
+        }
+    }
+}
+
+impl Side for Downstream<'_> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, WireError>> {
+        match self {
+            Downstream::H1(conn) => conn.poll_frame(cx),
+            Downstream::H2(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    fn send(&mut self, frame: Frame) {
+        match self {
+            Downstream::H1(conn) => conn.send(frame),
+            Downstream::H2(stream) if !stream.has_ended() => stream.send(frame),
+            Downstream::H2(_) => {}
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        match self {
+            Downstream::H1(conn) => conn.poll_flush(cx),
+            Downstream::H2(stream) => stream.poll_flush(cx),
+        }
+    }
+
+    fn queued(&self) -> usize {
+        match self {
+            Downstream::H1(conn) => conn.queued(),
+            Downstream::H2(stream) => stream.queued(),
+        }
+    }
+}
