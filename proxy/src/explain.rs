@@ -1,0 +1,146 @@
+//! What would happen to a described request: the answer to "why did it go there", without sending anything.
+
+use std::fmt::Write;
+
+use outrigger_config::{
+    Config,
+    validated::{Action, Arm, Deadline, Retry, Route, Sticky},
+};
+
+use crate::{
+    phase::route::{matches_head, matches_model},
+    wire::RequestHead,
+};
+
+/// A request as far as routing looks at it.
+pub struct Described {
+    /// Its head.
+    pub head: RequestHead,
+    /// The `model` of its body.
+    pub model: Option<String>,
+}
+
+/// Which route, arms, deadlines and policy `request` would meet, in lines for a terminal.
+pub fn explain(config: &Config, request: &Described) -> String {
+    let mut text = String::new();
+    // Writing to a string can not fail.
+    let _ = write_explanation(&mut text, config, request);
+    text
+}
+
+fn write_explanation(out: &mut String, config: &Config, request: &Described) -> std::fmt::Result {
+    for route in &config.routes {
+        match objection(route, request) {
+            Some(why) => writeln!(out, "route {:<12} passed over: {why}", route.name)?,
+            None => return write_route(out, config, route, request),
+        }
+    }
+    writeln!(out, "no route takes it: 404")
+}
+
+/// Why the route does not take the request.
+fn objection(route: &Route, request: &Described) -> Option<&'static str> {
+    if !matches_head(&route.matches, &request.head) {
+        return Some("host, path, method, headers or query differ");
+    }
+    if !matches_model(&route.matches, request.model.as_deref()) {
+        return Some(match request.model {
+            Some(_) => "the model differs",
+            None => "it asks for a model and the request names none",
+        });
+    }
+    None
+}
+
+fn write_route(
+    out: &mut String,
+    config: &Config,
+    route: &Route,
+    request: &Described,
+) -> std::fmt::Result {
+    writeln!(out, "route {:<12} takes it", route.name)?;
+    match &route.action {
+        Action::Redirect(redirect) => {
+            writeln!(out, "  redirect {} to {}", redirect.status, redirect.to)
+        }
+        Action::Respond(respond) => writeln!(out, "  respond  {}", respond.status),
+        Action::Split(arms) => {
+            write_arms(out, config, arms)?;
+            write_choice(out, route, request)?;
+            if let Some(path) = route.rewritten_path(request.head.path()) {
+                writeln!(out, "  rewrite  path {} -> {path}", request.head.path())?;
+            }
+            write_deadline(out, &route.deadline)?;
+            write_retry(out, route.retry.as_ref())
+        }
+    }
+}
+
+fn write_arms(out: &mut String, config: &Config, arms: &[Arm]) -> std::fmt::Result {
+    let sum: u32 = arms.iter().map(|arm| arm.weight).sum();
+    for arm in arms {
+        let share = f64::from(arm.weight) * 100.0 / f64::from(sum.max(1));
+        let backend = &config.backends[arm.backend];
+        let endpoints: Vec<String> =
+            backend.endpoints.iter().map(|e| format!("{}:{}", e.host, e.port)).collect();
+        let max = backend.max_connections.map_or("off".to_owned(), |max| max.to_string());
+        writeln!(
+            out,
+            "  arm      {:<12} {share:5.1} %  {} over {}, max_connections {max}",
+            arm.name,
+            name_of(&backend.balance),
+            endpoints.join(", "),
+        )?;
+    }
+    Ok(())
+}
+
+fn write_choice(out: &mut String, route: &Route, request: &Described) -> std::fmt::Result {
+    let header = route.force_arm.as_ref();
+    let forced = header.and_then(|name| request.head.fields.get_str(name));
+    match (&route.sticky, forced) {
+        (_, Some(arm)) => writeln!(out, "  choice   forced by header to {arm}")?,
+        (Some(Sticky::Header(name)), _) => writeln!(out, "  choice   sticky by header {name}")?,
+        (Some(Sticky::Cookie(name)), _) => writeln!(out, "  choice   sticky by cookie {name}")?,
+        (Some(Sticky::Body(name)), _) => writeln!(out, "  choice   sticky by body field {name}")?,
+        (None, None) => writeln!(out, "  choice   in turn, by weight")?,
+    }
+    match header {
+        Some(name) => writeln!(out, "  force    header {name} picks an arm"),
+        None => writeln!(out, "  force    off"),
+    }
+}
+
+fn write_deadline(out: &mut String, deadline: &Deadline) -> std::fmt::Result {
+    let text =
+        |limit: Option<std::time::Duration>| limit.map_or("off".to_owned(), |d| format!("{d:?}"));
+    writeln!(
+        out,
+        "  deadline connect {}, first byte {}, gap {}, total {}",
+        text(deadline.connect),
+        text(deadline.first_byte),
+        text(deadline.gap),
+        text(deadline.total),
+    )
+}
+
+fn write_retry(out: &mut String, retry: Option<&Retry>) -> std::fmt::Result {
+    let Some(retry) = retry else { return writeln!(out, "  retry    off") };
+    let reasons: Vec<&str> = outrigger_config::validated::RetryReason::ALL
+        .into_iter()
+        .filter(|reason| retry.when.contains(*reason))
+        .map(|reason| reason.name())
+        .collect();
+    writeln!(
+        out,
+        "  retry    {} attempts on {}; budget {} % and {} per second",
+        retry.attempts,
+        reasons.join(", "),
+        retry.budget.percent,
+        retry.budget.min_per_second,
+    )
+}
+
+fn name_of(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}

@@ -1,0 +1,106 @@
+//! Active health checks: each endpoint is asked, at intervals, whether it can serve.
+//!
+//! An endpoint with a check starts unready and becomes ready with its first success. How many successes and failures
+//! it takes later is [`threshold`]'s to say; this file asks.
+
+pub mod threshold;
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::Method;
+use outrigger_config::validated::{Health, HealthCheck, Protocol};
+
+use crate::{
+    endpoint::Endpoint,
+    gateway,
+    telemetry::metrics::Verdict,
+    upstream::dial,
+    wire::{Fields, Frame, RequestHead, Side, Upstream, h2::ClientStream},
+};
+use threshold::{Change, Threshold, jittered};
+
+/// Checks one endpoint until it is cancelled.
+pub async fn watch(endpoint: Arc<Endpoint>, health: Health, protocol: Protocol) {
+    let mut threshold = Threshold::new(health.healthy, health.unhealthy);
+    loop {
+        let start = Instant::now();
+        let verdict = check(&endpoint, &health, protocol).await;
+        record(&endpoint, &mut threshold, verdict);
+        let pause = jittered(health.interval, &mut gateway::rng()).saturating_sub(start.elapsed());
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn record(endpoint: &Endpoint, threshold: &mut Threshold, verdict: Result<(), String>) {
+    let (backend, name) = (&endpoint.backend, &endpoint.name);
+    endpoint.metrics.checked(if verdict.is_ok() { Verdict::Success } else { Verdict::Failure });
+    match threshold.observe(verdict.is_ok()) {
+        Some(Change::Ready) => {
+            endpoint.set_ready(true);
+            tracing::info!(%backend, endpoint = name, "endpoint ready");
+        }
+        Some(Change::Unready) => {
+            endpoint.set_ready(false);
+            let reason = verdict.err().unwrap_or_default();
+            tracing::warn!(%backend, endpoint = name, reason, "endpoint not ready");
+        }
+        None => {
+            if let Err(reason) = verdict {
+                tracing::debug!(%backend, endpoint = name, reason, "health check failed");
+            }
+        }
+    }
+}
+
+async fn check(endpoint: &Endpoint, health: &Health, protocol: Protocol) -> Result<(), String> {
+    let asked = async {
+        match &health.check {
+            HealthCheck::Tcp => {
+                dial::tcp(endpoint.address).await.map(drop).map_err(|error| error.to_string())
+            }
+            HealthCheck::Http(path) => {
+                let status = ask(endpoint, path, protocol, health.timeout).await?;
+                match health.accepts(status) {
+                    true => Ok(()),
+                    false => Err(format!("answered {status}")),
+                }
+            }
+        }
+    };
+    match tokio::time::timeout(health.timeout, asked).await {
+        Ok(verdict) => verdict,
+        Err(_) => Err(format!("no answer within {:?}", health.timeout)),
+    }
+}
+
+/// The status of the endpoint's answer, on a connection of its own: a check must not be fooled by one that rests.
+async fn ask(
+    endpoint: &Endpoint,
+    path: &str,
+    protocol: Protocol,
+    limit: Duration,
+) -> Result<u16, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let mut upstream = match protocol {
+        Protocol::Http1 => {
+            Upstream::H1(dial::http1(endpoint.address, Some(limit)).await.map_err(|e| text(&e))?)
+        }
+        Protocol::H2c => {
+            let conn = dial::h2c(endpoint.address, Some(limit)).await.map_err(|e| text(&e))?;
+            Upstream::H2(Box::new(ClientStream::new(conn)))
+        }
+    };
+    let mut fields = Fields::new();
+    fields.append("host", &endpoint.name);
+    fields.append("user-agent", concat!("outrigger/", env!("CARGO_PKG_VERSION"), " (health)"));
+    let head = RequestHead::for_target(Method::GET, fields, path, 11);
+    upstream.send_head(&head).map_err(|e| text(&e))?;
+    upstream.send(Frame::End);
+    poll_fn(|cx| upstream.poll_flush(cx)).await.map_err(|e| text(&e))?;
+    let head = poll_fn(|cx| upstream.poll_head(cx)).await.map_err(|e| text(&e))?;
+    Ok(head.status)
+}

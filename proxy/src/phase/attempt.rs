@@ -1,0 +1,552 @@
+//! Attempts at endpoints of the chosen arm, until one answers or there is nothing left to try.
+//!
+//! An attempt is: choose an endpoint, get a connection, send the request, wait for the head of the response. Its
+//! failure is told to the endpoint's passive health, and [`crate::retry`] decides whether another one follows. Once a
+//! head is passed on there is no way back: the body is relayed to its end or the client sees that it broke off.
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant, SystemTime},
+};
+
+use outrigger_config::validated::Protocol;
+use rand::Rng;
+
+use super::{forward, respond, route::body_failure};
+use crate::{
+    balance::Cost,
+    deadline::{Expiry, Next, Watchdog},
+    endpoint::Endpoint,
+    outcome::Outcome,
+    outlier::{self, Transition},
+    relay::{Bounds, Exchange, Fault},
+    request::{Failure, Request},
+    retry::{self, Decision, Denied, Failed, Reason},
+    snapshot::Route,
+    stream::Kind,
+    telemetry::{
+        instruments::Gauge,
+        metrics::{EjectionReason, RetryDenied, UpstreamConnection},
+    },
+    upstream::{
+        Backend,
+        backend::{Choice, Place},
+        dial::{self, DialError},
+    },
+    wire::{BodyLength, Downstream, ResponseHead, Upstream, WireError, h2::ClientStream},
+};
+
+/// What every step of an attempt needs.
+pub struct Attempts<'a, 'c, R> {
+    /// The request.
+    pub request: &'a mut Request,
+    /// Its client.
+    pub client: &'a mut Downstream<'c>,
+    /// Its timer.
+    pub watchdog: &'a mut Watchdog,
+    /// Its route.
+    pub route: &'a Route,
+    /// The backend of its arm.
+    pub backend: Arc<Backend>,
+    /// Chance.
+    pub rng: R,
+}
+
+/// Whether a resting connection will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reuse {
+    Allowed,
+    Forbidden,
+}
+
+/// An attempt that gave no response to pass on.
+enum Miss {
+    /// The connection had rested too long; the same endpoint is tried on a new one.
+    Stale(Place),
+    /// Another one follows after this pause.
+    Again(Duration),
+    /// It failed, and another one may help for this reason.
+    Retryable(Reason, Failure),
+    /// It failed, and that is that.
+    Final(Failure),
+}
+
+impl<R: Rng> Attempts<'_, '_, R> {
+    /// Runs attempts until the request has ended.
+    ///
+    /// # Errors
+    /// Why there is no complete response.
+    pub async fn run(mut self) -> Result<Outcome, Failure> {
+        forward::prepare(self.request, self.route, &mut self.rng);
+        self.route.budget.deposit(self.request.start);
+        loop {
+            let pause = match self.attempt().await {
+                Ok(outcome) => return Ok(outcome),
+                Err(Miss::Final(failure)) => return Err(failure),
+                Err(Miss::Again(pause)) => pause,
+                Err(Miss::Stale(_)) => Duration::ZERO,
+                Err(Miss::Retryable(reason, failure)) => {
+                    match decide(
+                        self.request,
+                        self.route,
+                        &self.backend,
+                        reason,
+                        None,
+                        &mut self.rng,
+                    ) {
+                        Some(pause) => pause,
+                        None => return Err(failure),
+                    }
+                }
+            };
+            self.wait(pause).await?;
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<Outcome, Miss> {
+        let place = self.choose().map_err(Miss::Final)?;
+        self.request.trail.attempts += 1;
+        self.request.trail.tried.push(place.endpoint().address);
+        self.request.trail.endpoint = Some(Arc::clone(place.endpoint()));
+        match self.exchange_over(place, Reuse::Allowed).await {
+            // The endpoint closed a resting connection just as it was taken: nothing is known about the endpoint.
+            Err(Miss::Stale(place)) => self.exchange_over(place, Reuse::Forbidden).await,
+            result => result,
+        }
+    }
+
+    async fn exchange_over(&mut self, place: Place, reuse: Reuse) -> Result<Outcome, Miss> {
+        self.request.upload.rewind();
+        let (upstream, place) = self.connect(place, reuse).await?;
+        self.exchange(upstream, place).await
+    }
+
+    fn choose(&mut self) -> Result<Place, Failure> {
+        let cost = Cost::of_prompt(match self.request.head.body {
+            BodyLength::Exact(bytes) => bytes,
+            BodyLength::Empty | BodyLength::Unknown => self.request.upload.received(),
+        });
+        let tried = &self.request.trail.tried;
+        let name = &self.backend.name;
+        match self.backend.choose(cost, tried, Instant::now(), &mut self.rng) {
+            Choice::Taken(place) => Ok(place),
+            Choice::Full => {
+                let detail = format!("every endpoint of backend {name} is at max_connections");
+                Err(Failure::new(Outcome::Overloaded, detail))
+            }
+            Choice::Nobody => {
+                let detail = format!("no endpoint of backend {name} is ready");
+                Err(Failure::new(Outcome::NoEndpoint, detail))
+            }
+        }
+    }
+
+    /// A connection to the chosen endpoint: one that rests, or a new one. The client may go away meanwhile.
+    async fn connect(&mut self, mut place: Place, reuse: Reuse) -> Result<(Upstream, Place), Miss> {
+        let limit = self.connect_limit().map_err(Miss::Final)?;
+        let start = Instant::now();
+        let endpoint = Arc::clone(place.endpoint());
+        let dialled = connection(&endpoint, self.backend.settings.protocol, reuse, limit);
+        let mut dialled = std::pin::pin!(dialled);
+        let listening = self.request.upload.has_ended();
+        let client = &mut *self.client;
+        let result = poll_fn(|cx| match dialled.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending if listening && client.poll_gone(cx).is_ready() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await;
+        match result {
+            None => Err(Miss::Final(client_gone())),
+            Some(Ok((upstream, how))) => {
+                let opened = how == UpstreamConnection::Opened;
+                self.request.trail.connect = opened.then(|| start.elapsed());
+                self.backend.metrics.connection(how);
+                Ok((upstream, place))
+            }
+            Some(Err(error)) => Err(self.dial_failed(&mut place, &error)),
+        }
+    }
+
+    /// The connect deadline, shortened to what is left of the total.
+    fn connect_limit(&self) -> Result<Option<Duration>, Failure> {
+        let deadline = &self.route.settings.deadline;
+        let Some(total) = deadline.total else { return Ok(deadline.connect) };
+        let left = total.saturating_sub(self.request.start.elapsed());
+        if left.is_zero() {
+            return Err(expired(self.request, self.route, Expiry::Total));
+        }
+        Ok(Some(deadline.connect.map_or(left, |connect| connect.min(left))))
+    }
+
+    fn dial_failed(&self, place: &mut Place, error: &DialError) -> Miss {
+        let (outcome, failure, how) = match error {
+            DialError::Failed(_) => (
+                Outcome::ConnectFailed,
+                outlier::Failure::ConnectRefused,
+                UpstreamConnection::Failed,
+            ),
+            DialError::TimedOut(_) => (
+                Outcome::ConnectTimeout,
+                outlier::Failure::ConnectTimeout,
+                UpstreamConnection::Timeout,
+            ),
+        };
+        self.backend.metrics.connection(how);
+        blame(place, &self.backend, outcome, failure);
+        let detail = format!("could not connect to endpoint {}: {error}", place.endpoint().name);
+        Miss::Retryable(Reason::Connect, Failure::new(outcome, detail))
+    }
+
+    async fn exchange(&mut self, mut upstream: Upstream, place: Place) -> Result<Outcome, Miss> {
+        let sent = upstream.send_head(&self.request.head);
+        let waiting = Counted::new(&self.route.metrics.awaiting_first_byte);
+        let bounds = bounds(self.request, self.route);
+        let mut exchange = Exchange::new(
+            &mut *self.client,
+            &mut *self.request,
+            &mut *self.watchdog,
+            upstream,
+            place,
+            bounds,
+        );
+        let head = match sent {
+            Ok(()) => exchange.head().await,
+            Err(error) => Err(Fault::Upstream(error)),
+        };
+        drop(waiting);
+        let head = match head {
+            Ok(head) => head,
+            Err(Fault::Upstream(WireError::Closed(_))) if exchange.is_stale() => {
+                return Err(Miss::Stale(exchange.place));
+            }
+            Err(fault) => return Err(no_head(exchange, self.route, &self.backend, fault)),
+        };
+        if let Some((reason, retry_after)) = plea(&head) {
+            let request = &*exchange.request;
+            let again =
+                decide(request, self.route, &self.backend, reason, retry_after, &mut self.rng);
+            if let Some(pause) = again {
+                judge_status(&mut exchange.place, &self.backend, head.status);
+                exchange.give_up();
+                return Err(Miss::Again(pause));
+            }
+        }
+        relay(exchange, head, self.route, &self.backend).await.map_err(Miss::Final)
+    }
+
+    /// A pause before the next attempt, in which the client may go away and the total may pass.
+    async fn wait(&mut self, pause: Duration) -> Result<(), Failure> {
+        let until = Instant::now() + pause;
+        let total = bounds(self.request, self.route).total;
+        let next = Next::never().or(Some(until), Expiry::Gap).or(total, Expiry::Total);
+        let listening = self.request.upload.has_ended();
+        let (client, watchdog) = (&mut *self.client, &mut *self.watchdog);
+        let over = poll_fn(|cx| {
+            if listening && client.poll_gone(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            watchdog.poll_expired(next, cx).map(Some)
+        });
+        match over.await {
+            None => Err(client_gone()),
+            Some(Expiry::Total) => Err(expired(self.request, self.route, Expiry::Total)),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// A resting connection to the endpoint, or a new one.
+async fn connection(
+    endpoint: &Endpoint,
+    protocol: Protocol,
+    reuse: Reuse,
+    limit: Option<Duration>,
+) -> Result<(Upstream, UpstreamConnection), DialError> {
+    let reuse = reuse == Reuse::Allowed;
+    match protocol {
+        Protocol::Http1 => {
+            if reuse && let Some(conn) = endpoint.pool.take().await {
+                return Ok((Upstream::H1(conn), UpstreamConnection::Reused));
+            }
+            let conn = dial::http1(endpoint.address, limit).await?;
+            Ok((Upstream::H1(conn), UpstreamConnection::Opened))
+        }
+        Protocol::H2c => {
+            let stream = |conn| Upstream::H2(Box::new(ClientStream::new(conn)));
+            if reuse && let Some(conn) = endpoint.pool.take_shared().await {
+                return Ok((stream(conn), UpstreamConnection::Reused));
+            }
+            let conn = dial::h2c(endpoint.address, limit).await?;
+            endpoint.pool.put_shared(conn.clone());
+            Ok((stream(conn), UpstreamConnection::Opened))
+        }
+    }
+}
+
+fn bounds(request: &Request, route: &Route) -> Bounds {
+    let deadline = &route.settings.deadline;
+    let limits = &request.snapshot.config.limits;
+    Bounds {
+        first_byte: deadline.first_byte,
+        gap: deadline.gap,
+        total: deadline.total.map(|total| request.start + total),
+        client_body: limits.body_timeout,
+        client_read: limits.write_timeout,
+    }
+}
+
+/// Whether another attempt follows, and after which pause.
+fn decide(
+    request: &Request,
+    route: &Route,
+    backend: &Backend,
+    reason: Reason,
+    retry_after: Option<Duration>,
+    rng: &mut impl Rng,
+) -> Option<Duration> {
+    let policy = route.retry.as_ref()?;
+    let now = Instant::now();
+    let failed = Failed {
+        reason,
+        attempts: request.trail.attempts,
+        response_started: false,
+        replayable: request.upload.is_replayable(),
+        endpoint_left: backend.has_other(&request.trail.tried, now),
+        retry_after,
+    };
+    match retry::decide(policy, &failed, rng, || route.budget.try_withdraw(now)) {
+        Decision::Retry { after } => {
+            route.metrics.retried(crate::snapshot::config_reason(reason));
+            Some(after)
+        }
+        Decision::Stop { why } => {
+            if let Some(why) = denied(why) {
+                route.metrics.retry_denied(why);
+            }
+            None
+        }
+    }
+}
+
+/// What is counted: attempts that the route wants and that were not made all the same.
+fn denied(why: Denied) -> Option<RetryDenied> {
+    match why {
+        Denied::Budget => Some(RetryDenied::Budget),
+        Denied::Attempts => Some(RetryDenied::Attempts),
+        Denied::Buffer => Some(RetryDenied::Buffer),
+        Denied::NoEndpoint => Some(RetryDenied::NoEndpoint),
+        Denied::ResponseStarted | Denied::NotRetryable | Denied::RetryAfterTooLong => None,
+    }
+}
+
+/// A status by which the endpoint says that another one should do it, and when to come back.
+fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
+    let reason = match head.status {
+        429 | 503 => Reason::Overloaded,
+        500 | 502 | 504 => Reason::ServerError,
+        _ => return None,
+    };
+    let exact = head.fields.get("retry-after-ms").and_then(retry::parse_retry_after_ms);
+    let coarse = || {
+        let value = head.fields.get("retry-after")?;
+        retry::parse_retry_after(value, SystemTime::now())
+    };
+    Some((reason, exact.or_else(coarse)))
+}
+
+/// No head came: what that says about the endpoint, and whether another one may help.
+fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fault: Fault) -> Miss {
+    let endpoint = exchange.place.endpoint().name.clone();
+    let (outcome, blamed, reason, detail) = match fault {
+        Fault::Upstream(WireError::Refused) => (
+            Outcome::UpstreamReset,
+            None,
+            Some(Reason::Refused),
+            format!("endpoint {endpoint} refused the request"),
+        ),
+        Fault::Upstream(error @ WireError::Closed(_)) => (
+            Outcome::UpstreamReset,
+            Some(outlier::Failure::Reset),
+            Some(Reason::Reset),
+            format!("endpoint {endpoint} sent no response: {error}"),
+        ),
+        Fault::Upstream(error) => (
+            Outcome::UpstreamInvalid,
+            Some(outlier::Failure::Invalid),
+            None,
+            format!("endpoint {endpoint}: {error}"),
+        ),
+        Fault::Expired(Expiry::FirstByte) => {
+            let failure = expired(exchange.request, route, Expiry::FirstByte);
+            let blamed = Some(outlier::Failure::FirstByteTimeout);
+            (failure.outcome, blamed, Some(Reason::FirstByte), failure.detail)
+        }
+        fault => {
+            exchange.give_up();
+            return Miss::Final(client_fault(exchange.request, route, fault));
+        }
+    };
+    match blamed {
+        Some(failure) => blame(&mut exchange.place, backend, outcome, failure),
+        None => exchange.place.endpoint().metrics.ended(outcome),
+    }
+    exchange.give_up();
+    let failure = Failure::new(outcome, detail);
+    match reason {
+        Some(reason) => Miss::Retryable(reason, failure),
+        None => Miss::Final(failure),
+    }
+}
+
+/// A fault that is the client's, or that is the same for every endpoint.
+fn client_fault(request: &Request, route: &Route, fault: Fault) -> Failure {
+    match fault {
+        Fault::ClientGone => client_gone(),
+        Fault::Expired(Expiry::ClientRead) => {
+            Failure::new(Outcome::ClientTimeout, "the client does not read its response")
+        }
+        Fault::Expired(expiry @ (Expiry::Total | Expiry::Gap | Expiry::FirstByte)) => {
+            expired(request, route, expiry)
+        }
+        fault => body_failure(request, fault),
+    }
+}
+
+/// Passes the response on and settles what it means for the endpoint and its connection.
+async fn relay(
+    mut exchange: Exchange<'_, '_>,
+    mut head: ResponseHead,
+    route: &Route,
+    backend: &Backend,
+) -> Result<Outcome, Failure> {
+    let status = head.status;
+    judge_status(&mut exchange.place, backend, status);
+    let kind = Kind::of(head.fields.get("content-type"), head.fields.get("content-encoding"));
+    let gaps = exchange.request.metrics.gaps();
+    exchange.request.progress.begin(kind, gaps);
+    respond::prepare(&mut head, exchange.request, route);
+    exchange.request.trail.status = Some(status);
+    let result = match exchange.begin_response(&head) {
+        Ok(()) => exchange.body().await,
+        Err(fault) => Err(fault),
+    };
+    let first_byte = exchange.first_byte();
+    let endpoint = Arc::clone(exchange.place.endpoint());
+    if let Some(first_byte) = first_byte {
+        endpoint.metrics.first_byte.observe(first_byte);
+    }
+    match result {
+        Ok(()) => {
+            let outcome = Outcome::of_upstream_status(status);
+            endpoint.metrics.ended(outcome);
+            exchange.finish(backend);
+            Ok(outcome)
+        }
+        Err(fault) => Err(broken_off(exchange, route, backend, fault)),
+    }
+}
+
+/// The response broke off in the middle.
+fn broken_off(
+    mut exchange: Exchange<'_, '_>,
+    route: &Route,
+    backend: &Backend,
+    fault: Fault,
+) -> Failure {
+    let endpoint = exchange.place.endpoint().name.clone();
+    let failure = match fault {
+        Fault::Upstream(WireError::Invalid(what) | WireError::TooLarge(what)) => {
+            Failure::new(Outcome::UpstreamInvalid, format!("endpoint {endpoint}: {what}"))
+        }
+        Fault::Upstream(error) => Failure::new(
+            Outcome::UpstreamReset,
+            format!("endpoint {endpoint} broke off its response: {error}"),
+        ),
+        fault => client_fault(exchange.request, route, fault),
+    };
+    exchange.place.endpoint().metrics.ended(failure.outcome);
+    if matches!(failure.outcome, Outcome::UpstreamReset | Outcome::UpstreamInvalid) {
+        let transition = exchange.place.failed(outlier::Failure::Reset, backend, Instant::now());
+        announce(transition, exchange.place.endpoint());
+    }
+    exchange.give_up();
+    failure
+}
+
+/// A verdict on the endpoint from the status it answered with.
+fn judge_status(place: &mut Place, backend: &Backend, status: u16) {
+    let now = Instant::now();
+    let transition = match status {
+        500 | 502 | 504 => place.failed(outlier::Failure::ServerError, backend, now),
+        _ => place.succeeded(now),
+    };
+    announce(transition, place.endpoint());
+}
+
+fn blame(place: &mut Place, backend: &Backend, outcome: Outcome, failure: outlier::Failure) {
+    place.endpoint().metrics.ended(outcome);
+    let transition = place.failed(failure, backend, Instant::now());
+    announce(transition, place.endpoint());
+}
+
+/// Says in log and metrics what changed about an endpoint.
+fn announce(transition: Option<Transition>, endpoint: &Endpoint) {
+    let Some(transition) = transition else { return };
+    let (backend, name) = (&endpoint.backend, &endpoint.name);
+    match transition {
+        Transition::Ejected { until, reason } => {
+            endpoint.metrics.ejection(EjectionReason::Failures);
+            endpoint.metrics.ejected.set(1);
+            let span = until.saturating_duration_since(Instant::now());
+            tracing::warn!(%backend, endpoint = name, reason = reason.as_str(), ?span, "endpoint ejected");
+        }
+        Transition::Restored => {
+            endpoint.metrics.ejected.set(0);
+            tracing::info!(%backend, endpoint = name, "endpoint restored");
+        }
+        Transition::KeptAsLast { reason } => {
+            let reason = reason.as_str();
+            tracing::warn!(%backend, endpoint = name, reason, "endpoint fails but is the last one");
+        }
+    }
+}
+
+fn client_gone() -> Failure {
+    Failure::new(Outcome::ClientGone, "the client went away")
+}
+
+/// A deadline of the route has passed.
+fn expired(request: &Request, route: &Route, expiry: Expiry) -> Failure {
+    let deadline = &route.settings.deadline;
+    let (outcome, name, limit) = match expiry {
+        Expiry::FirstByte => (Outcome::FirstByteTimeout, "first_byte", deadline.first_byte),
+        Expiry::Gap => (Outcome::GapTimeout, "gap", deadline.gap),
+        Expiry::Total | Expiry::ClientBody | Expiry::ClientRead => {
+            (Outcome::TotalTimeout, "total", deadline.total)
+        }
+    };
+    let limit = limit.unwrap_or_default();
+    let after = request.start.elapsed();
+    let detail = format!("the {name} deadline of {limit:?} passed, {after:.1?} after the request");
+    Failure::new(outcome, detail)
+}
+
+/// Counts something for as long as it lasts.
+pub struct Counted<'a>(&'a Gauge);
+
+impl<'a> Counted<'a> {
+    /// One more, until this is dropped.
+    pub fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Counted(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

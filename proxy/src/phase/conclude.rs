@@ -1,0 +1,91 @@
+//! The end of a request: its outcome in metrics and in the access log.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::{
+    outcome::Outcome,
+    request::Request,
+    telemetry::access_log::{AccessLog, Record},
+};
+
+use super::forward::trace_id;
+
+/// The status that is logged for a client that went away before it got one; nginx made the number common.
+const CLIENT_GONE: u16 = 499;
+
+/// Counts and logs a request that has ended.
+pub fn conclude(request: &Request, outcome: Outcome, log: &AccessLog) {
+    let end = Instant::now();
+    let duration = end.saturating_duration_since(request.start);
+    let first_byte = request.progress.first_byte_after(request.start);
+    let status = request.trail.status.or(outcome.status()).unwrap_or(CLIENT_GONE);
+    count(request, outcome, status, duration, first_byte);
+    if log.is_on() {
+        log.write(&record(request, outcome, status, duration, first_byte));
+    }
+}
+
+fn count(
+    request: &Request,
+    outcome: Outcome,
+    status: u16,
+    duration: Duration,
+    first_byte: Option<Duration>,
+) {
+    let metrics = &request.metrics;
+    let summary = request.progress.summary();
+    metrics.ended(outcome, status);
+    metrics.duration.observe(duration);
+    if let Some(first_byte) = first_byte {
+        metrics.first_byte.observe(first_byte);
+    }
+    metrics.request_bytes.add(request.upload.received());
+    metrics.response_bytes.add(request.progress.bytes());
+    metrics.tokens_in.add(summary.tokens_in.unwrap_or(0));
+    metrics.tokens_out.add(summary.tokens_out.unwrap_or(0));
+}
+
+fn record<'a>(
+    request: &'a Request,
+    outcome: Outcome,
+    status: u16,
+    duration: Duration,
+    first_byte: Option<Duration>,
+) -> Record<'a> {
+    let (fields, trail) = (&request.head.fields, &request.trail);
+    let summary = request.progress.summary();
+    Record {
+        time: SystemTime::now() - duration,
+        request_id: &request.id,
+        trace_id: trace_id(fields).unwrap_or(""),
+        client: request.client_ip(),
+        method: request.head.method.as_str(),
+        host: fields.get("x-forwarded-host").or(fields.get("host")).unwrap_or(b""),
+        path: request.path().as_bytes(),
+        route: request.route.as_ref().map_or("", |route| &route.settings.name),
+        arm: request.arm.as_ref().map_or("", |backend| &backend.name),
+        endpoint: trail.endpoint.as_ref().map_or("", |endpoint| &endpoint.name),
+        model: request.model.as_deref().unwrap_or(""),
+        protocol: protocol(request.head.version),
+        status,
+        outcome,
+        duration,
+        first_byte,
+        upstream_connect: trail.connect,
+        attempts: trail.attempts,
+        bytes_in: request.upload.received(),
+        bytes_out: request.progress.bytes(),
+        chunks: summary.events.max(request.progress.chunks()),
+        tokens_in: summary.tokens_in,
+        tokens_out: summary.tokens_out,
+        user_agent: fields.get("user-agent").unwrap_or(b""),
+    }
+}
+
+fn protocol(version: u8) -> &'static str {
+    match version {
+        20 => "HTTP/2",
+        10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}

@@ -1,0 +1,174 @@
+//! The head that the endpoint sees: hop-by-hop fields out, where the request came from in, rewrites applied.
+
+use outrigger_config::validated::HeaderEdits;
+use rand::{Rng, RngExt};
+
+use super::respond::strip_hop_by_hop;
+use crate::{
+    request::{Request, hex128},
+    snapshot::Route,
+    wire::{
+        Fields,
+        fields::{has_token, tokens},
+    },
+};
+
+/// How we sign `via` (RFC 9110, 7.6.3).
+pub const PSEUDONYM: &str = "outrigger";
+
+/// Turns the head that the client sent into the one that goes to an endpoint.
+pub fn prepare(request: &mut Request, route: &Route, rng: &mut impl Rng) {
+    strip_request_hop_by_hop(request);
+    identify(request, rng);
+    tell_origin(request);
+    rewrite(request, route);
+}
+
+/// Removes what concerns this connection alone, but keeps an upgrade and the wish for trailers.
+fn strip_request_hop_by_hop(request: &mut Request) {
+    let head = &mut request.head;
+    let upgrade =
+        head.is_upgrade().then(|| head.fields.get("upgrade").map(<[u8]>::to_vec)).flatten();
+    let trailers = has_token(head.fields.get_all("te"), "trailers");
+    strip_hop_by_hop(&mut head.fields);
+    head.fields.remove("expect");
+    if let Some(protocol) = upgrade {
+        head.fields.append("upgrade", protocol);
+    }
+    if trailers {
+        head.fields.append("te", "trailers");
+    }
+}
+
+/// Request id and trace context, accepted or made (W3C Trace Context, level 1).
+fn identify(request: &mut Request, rng: &mut impl Rng) {
+    let fields = &mut request.head.fields;
+    if fields.get("x-request-id") != Some(request.id.as_bytes()) {
+        fields.set("x-request-id", request.id.as_bytes());
+    }
+    if !fields.get("traceparent").is_some_and(is_traceparent) {
+        fields.remove("tracestate");
+        let (trace, span) = (hex128(rng.random()), hex128(rng.random()));
+        fields.set("traceparent", format!("00-{trace}-{}-00", &span[..16]));
+    }
+}
+
+/// The trace id of the request, once it has been identified.
+pub fn trace_id(fields: &Fields) -> Option<&str> {
+    fields.get_str("traceparent")?.get(3..35)
+}
+
+fn is_traceparent(value: &[u8]) -> bool {
+    let shape = value.len() == 55 && [2, 35, 52].iter().all(|at| value[*at] == b'-');
+    let hex = |range: std::ops::Range<usize>| {
+        let part = &value[range];
+        part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            && part.iter().any(|b| *b != b'0')
+    };
+    shape && value.starts_with(b"00") && hex(3..35) && hex(36..52)
+}
+
+/// `x-forwarded-*`, `forwarded` (RFC 7239) and `via`.
+fn tell_origin(request: &mut Request) {
+    let hops = request.snapshot.config.forwarding.trusted_hops;
+    let peer = std::sync::Arc::clone(&request.peer);
+    let host = request.head.host().to_owned();
+    let version = request.head.version;
+    let fields = &mut request.head.fields;
+    append_hop(fields, "x-forwarded-for", hops, peer.client_ip.as_bytes());
+    let node = match peer.client_ip.contains(':') {
+        true => format!("for=\"[{}]\";host=\"{host}\";proto=http", peer.client_ip),
+        false => format!("for={};host=\"{host}\";proto=http", peer.client_ip),
+    };
+    append_hop(fields, "forwarded", hops, node.as_bytes());
+    if hops == 0 || !fields.contains("x-forwarded-proto") {
+        fields.set("x-forwarded-proto", "http");
+    }
+    if hops == 0 || !fields.contains("x-forwarded-host") {
+        fields.set("x-forwarded-host", host);
+    }
+    append_via(fields, version);
+}
+
+/// Adds `own` after the last `hops` members of the list, which are believed.
+fn append_hop(fields: &mut Fields, name: &str, hops: usize, own: &[u8]) {
+    let mut value = Vec::new();
+    if hops > 0 {
+        let known: Vec<&[u8]> = fields.get_all(name).flat_map(tokens).collect();
+        for member in &known[known.len().saturating_sub(hops)..] {
+            value.extend_from_slice(member);
+            value.extend_from_slice(b", ");
+        }
+    }
+    value.extend_from_slice(own);
+    fields.set(name, value);
+}
+
+/// Adds ourselves to the `via` list of a message that came in this version of HTTP.
+pub fn append_via(fields: &mut Fields, version: u8) {
+    let version = match version {
+        20 => "2",
+        10 => "1.0",
+        _ => "1.1",
+    };
+    fields.append_with("via", |out| {
+        out.extend_from_slice(version.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(PSEUDONYM.as_bytes());
+    });
+}
+
+/// Path, host and header rewrites of the route.
+fn rewrite(request: &mut Request, route: &Route) {
+    let rewrite = &route.settings.rewrite;
+    if let Some(path) = route.settings.rewritten_path(request.head.path()) {
+        request.original_target = Some(request.head.target().to_owned());
+        let target = match request.head.query() {
+            "" => path,
+            query => format!("{path}?{query}"),
+        };
+        request.head.set_target(&target);
+    }
+    if let Some(host) = &rewrite.host {
+        request.head.fields.set("host", host);
+    }
+    edit(&mut request.head.fields, &rewrite.request_headers);
+}
+
+/// Removes and sets fields as configured.
+pub fn edit(fields: &mut Fields, edits: &HeaderEdits) {
+    for name in &edits.remove {
+        fields.remove(name);
+    }
+    for (name, value) in &edits.set {
+        fields.set(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_believed_hops_are_kept() {
+        let forwarded = |hops| {
+            let mut fields = Fields::new();
+            fields.append("X-Forwarded-For", "1.1.1.1, 2.2.2.2");
+            fields.append("x-forwarded-for", "3.3.3.3");
+            append_hop(&mut fields, "x-forwarded-for", hops, b"9.9.9.9");
+            String::from_utf8(fields.get("x-forwarded-for").unwrap().to_vec()).unwrap()
+        };
+        assert_eq!(forwarded(0), "9.9.9.9");
+        assert_eq!(forwarded(1), "3.3.3.3, 9.9.9.9");
+        assert_eq!(forwarded(8), "1.1.1.1, 2.2.2.2, 3.3.3.3, 9.9.9.9");
+    }
+
+    #[test]
+    fn trace_parents_are_checked() {
+        let good = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good));
+        assert!(!is_traceparent(b"00-00000000000000000000000000000000-00f067aa0ba902b7-01"));
+        assert!(!is_traceparent(&good[..54]));
+        assert!(!is_traceparent(b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"));
+    }
+}

@@ -1,0 +1,204 @@
+//! Which route takes the request, and which arm of it.
+//!
+//! Routes are tried in file order. Where one of them asks for a field of the body, the body is read just as far as
+//! that field, at most `limits.body_scan`; what was read goes on to the endpoint as it came.
+
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use outrigger_config::{
+    pattern::host_without_port,
+    validated::{Match, Sticky},
+};
+
+use super::admit::too_large;
+use crate::{
+    deadline::{Expiry, Next, Watchdog},
+    outcome::Outcome,
+    relay::Fault,
+    request::{Failure, Request},
+    scan::Progress,
+    snapshot::{Action, Arm, Route, Split},
+    wire::{BodyLength, Downstream, RequestHead},
+};
+
+/// Finds the route of the request, and the arm if it has arms.
+///
+/// # Errors
+/// [`Outcome::NoRoute`]; [`Outcome::BadRequest`] for a body that names a field twice; what went wrong with the body.
+pub async fn route(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+) -> Result<Arc<Route>, Failure> {
+    let snapshot = Arc::clone(&request.snapshot);
+    for route in &snapshot.routes {
+        if !matches_head(&route.settings.matches, &request.head) {
+            continue;
+        }
+        if route.settings.reads_body() && request.upload.scanner().is_none() {
+            scan_body(request, client, watchdog).await?;
+        }
+        if matches_model(&route.settings.matches, request.model.as_deref()) {
+            enter(request, route);
+            return Ok(Arc::clone(route));
+        }
+    }
+    Err(no_route(request))
+}
+
+/// Whether everything but the model fits.
+pub fn matches_head(wanted: &Match, head: &RequestHead) -> bool {
+    let host = host_without_port(head.host());
+    let any = |empty: bool, found: bool| empty || found;
+    any(wanted.paths.is_empty(), wanted.paths.iter().any(|p| p.matches(head.path())))
+        && any(wanted.hosts.is_empty(), wanted.hosts.iter().any(|h| h.matches(host)))
+        && any(wanted.methods.is_empty(), wanted.methods.iter().any(|m| head.method == **m))
+        && wanted
+            .headers
+            .iter()
+            .all(|(name, value)| head.fields.get_all(name).any(|field| value.matches_bytes(field)))
+        && wanted
+            .query
+            .iter()
+            .all(|(name, value)| query_values(head.query(), name).any(|found| value.matches(found)))
+}
+
+/// Whether the model fits, or none is asked for.
+pub fn matches_model(wanted: &Match, model: Option<&str>) -> bool {
+    wanted.models.is_empty()
+        || model.is_some_and(|model| wanted.models.iter().any(|glob| glob.matches(model)))
+}
+
+fn query_values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .filter(move |(key, _)| *key == name)
+        .map(|(_, value)| value)
+}
+
+fn no_route(request: &Request) -> Failure {
+    let head = &request.head;
+    let model = request.model.as_ref().map_or(String::new(), |model| format!(", model {model:?}"));
+    let detail =
+        format!("no route for {} {} on host {:?}{model}", head.method, head.path(), head.host());
+    Failure::new(Outcome::NoRoute, detail)
+}
+
+/// Reads the body until every wanted field was seen, or it ends, or the bound is reached. The rest is looked at as it
+/// passes, so that a second `model` further on does not slip through.
+async fn scan_body(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+) -> Result<(), Failure> {
+    let fields: Vec<&str> = request.snapshot.body_fields.iter().map(String::as_str).collect();
+    let limits = &request.snapshot.config.limits;
+    let (bound, patience) = (limits.body_scan, limits.body_timeout);
+    let upload = &mut request.upload;
+    upload.scan(&fields);
+    while upload.scanner().is_some_and(|scanner| scanner.progress() == Progress::More)
+        && upload.received() < bound
+    {
+        let next = Next::never().or(Some(Instant::now() + patience), Expiry::ClientBody);
+        let received = poll_fn(|cx| match upload.poll_receive(client, cx) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(Fault::from)),
+            Poll::Pending => watchdog.poll_expired(next, cx).map(|e| Err(Fault::Expired(e))),
+        })
+        .await;
+        match received {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(fault) => return Err(body_failure(request, fault)),
+        }
+    }
+    request.model = text(request, "model").map(str::to_owned);
+    Ok(())
+}
+
+/// What a fault of the client's body means for the request.
+pub fn body_failure(request: &Request, fault: Fault) -> Failure {
+    match fault {
+        Fault::TooLarge => too_large(request.snapshot.config.limits.body_bytes),
+        Fault::ClientInvalid(what) => Failure::new(Outcome::BadRequest, what),
+        Fault::Expired(_) => {
+            let patience = request.snapshot.config.limits.body_timeout;
+            let detail = format!("no more of the request body came for {patience:?}");
+            Failure::new(Outcome::ClientTimeout, detail)
+        }
+        Fault::ClientGone | Fault::Upstream(_) => {
+            Failure::new(Outcome::ClientGone, "the client went away with its request half sent")
+        }
+    }
+}
+
+fn text<'a>(request: &'a Request, field: &str) -> Option<&'a str> {
+    request.upload.scanner()?.get(field)?.value.as_text()
+}
+
+/// The request belongs to this route from here on.
+fn enter(request: &mut Request, route: &Arc<Route>) {
+    request.route = Some(Arc::clone(route));
+    request.upload.keep(route.settings.retry.as_ref().map_or(0, |retry| retry.buffer));
+    match &route.action {
+        Action::Split(split) => {
+            let arm = choose_arm(route, split, request);
+            request.arm = Some(Arc::clone(&arm.backend));
+            request.metrics = Arc::clone(&arm.metrics);
+        }
+        Action::Local(metrics) => request.metrics = Arc::clone(metrics),
+    }
+    if let Some(model) = &route.settings.rewrite.model {
+        rewrite_model(request, model);
+    }
+}
+
+fn choose_arm<'a>(route: &'a Route, split: &'a Split, request: &Request) -> &'a Arm {
+    let forced = route.settings.force_arm.as_ref().and_then(|name| request.head.fields.get(name));
+    if let Some(arm) = forced.and_then(|name| split.named(name)) {
+        return arm;
+    }
+    let fields = &request.head.fields;
+    match &route.settings.sticky {
+        Some(Sticky::Header(name)) => by_key(split, fields.get(name)),
+        Some(Sticky::Cookie(name)) => by_key(split, cookie(&request.head, name)),
+        Some(Sticky::Body(field)) => by_key(split, text(request, field).map(str::as_bytes)),
+        None => split.next(),
+    }
+}
+
+/// A request without a key takes its turn.
+fn by_key<'a>(split: &'a Split, key: Option<&[u8]>) -> &'a Arm {
+    key.map_or_else(|| split.next(), |key| split.sticky(key))
+}
+
+fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a [u8]> {
+    head.fields.get_all("cookie").flat_map(|v| v.split(|b| *b == b';')).find_map(|pair| {
+        let (key, value) = pair.trim_ascii_start().split_at_checked(name.len())?;
+        (key == name.as_bytes()).then_some(value)?.strip_prefix(b"=")
+    })
+}
+
+/// Puts `model` in the place of the model in the part of the body that has been read.
+fn rewrite_model(request: &mut Request, model: &str) {
+    let found = request.upload.scanner().and_then(|scanner| scanner.get("model"));
+    let Some(span) = found.filter(|f| f.value.as_text().is_some()).map(|f| f.span.clone()) else {
+        return;
+    };
+    let mut whole = BytesMut::new();
+    for piece in request.upload.kept() {
+        whole.extend_from_slice(piece);
+    }
+    let quoted = serde_json::Value::from(model).to_string();
+    let before = whole.len();
+    let rest = whole.split_off(span.end);
+    whole.truncate(span.start);
+    whole.extend_from_slice(quoted.as_bytes());
+    whole.extend_from_slice(&rest);
+    if let BodyLength::Exact(length) = &mut request.head.body {
+        *length = *length - before as u64 + whole.len() as u64;
+        request.head.fields.set("content-length", length.to_string());
+    }
+    request.upload.replace_kept(Bytes::from(whole));
+}

@@ -1,0 +1,34 @@
+//! What every request and every background job shares.
+
+use std::sync::{Arc, atomic::AtomicUsize};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use crate::{
+    drain::Drain,
+    endpoint::Registry,
+    reload::ReloadState,
+    snapshot::Snapshot,
+    telemetry::{access_log::AccessLog, metrics::Metrics},
+};
+
+/// One running proxy. Nothing is global, so that a test can have two.
+pub struct Proxy {
+    /// The configuration in force.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Told after the configuration was replaced.
+    pub snapshot_changed: Notify,
+    /// Every endpoint.
+    pub registry: Arc<Registry>,
+    /// Every metric.
+    pub metrics: Metrics,
+    /// One line per request.
+    pub access_log: AccessLog,
+    /// The shutdown.
+    pub drain: Arc<Drain>,
+    /// How the last reload went.
+    pub reload: ReloadState,
+    /// Open client connections.
+    pub connections: AtomicUsize,
+}

@@ -1,0 +1,337 @@
+//! One attempt's exchange with an endpoint, while its client listens: one loop for every protocol pair.
+//!
+//! Both sides are polled together, so a chunk is passed on in the wake-up that brought it, whichever side it came
+//! from; a side that is behind stops the other from being read ([`crate::wire::BACKLOG`]). The client is watched in
+//! every phase: when it goes away the exchange ends, and dropping it closes or resets the endpoint's side.
+//!
+//! What it leaves out: whether there will be another attempt, and what the client is told when there is none.
+
+pub mod progress;
+pub mod upload;
+
+use std::{
+    borrow::Cow,
+    future::poll_fn,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+pub use progress::Progress;
+pub use upload::{Upload, UploadError};
+
+use crate::{
+    deadline::{Expiry, Next, Watchdog},
+    request::Request,
+    upstream::{Backend, backend::Place},
+    wire::{BACKLOG, Downstream, Frame, ResponseHead, Side, Upstream, WireError},
+};
+
+/// Why an exchange broke off.
+#[derive(Debug)]
+pub enum Fault {
+    /// The client went away, or broke its connection.
+    ClientGone,
+    /// The client's request body is not a body.
+    ClientInvalid(Cow<'static, str>),
+    /// The client's request body is longer than configured.
+    TooLarge,
+    /// The endpoint hung up, refused, or sent nonsense.
+    Upstream(WireError),
+    /// Something took too long.
+    Expired(Expiry),
+}
+
+impl From<UploadError> for Fault {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::TooLong => Fault::TooLarge,
+            UploadError::Ambiguous(field) => {
+                Fault::ClientInvalid(format!("the body names {field:?} more than once").into())
+            }
+            UploadError::Client(WireError::Invalid(what) | WireError::TooLarge(what)) => {
+                Fault::ClientInvalid(what.into())
+            }
+            UploadError::Client(WireError::Closed(_) | WireError::Refused) => Fault::ClientGone,
+        }
+    }
+}
+
+/// The bounds of one exchange; `None` is no bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// From the request having been sent to the first byte of the response body.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of the response.
+    pub gap: Option<Duration>,
+    /// When all must be over.
+    pub total: Option<Instant>,
+    /// Between two pieces of the request body.
+    pub client_body: Duration,
+    /// Between two times that the client reads something.
+    pub client_read: Duration,
+}
+
+/// Client and endpoint of one attempt.
+pub struct Exchange<'r, 'c> {
+    /// The client.
+    pub client: &'r mut Downstream<'c>,
+    /// The request.
+    pub request: &'r mut Request,
+    /// The place held at the endpoint.
+    pub place: Place,
+    watchdog: &'r mut Watchdog,
+    upstream: Upstream,
+    bounds: Bounds,
+    state: State,
+}
+
+struct State {
+    /// Since when the endpoint has owed us something.
+    waiting_since: Instant,
+    /// An upgrade is asked for: nothing but the head may be sent before the answer.
+    hold_upload: bool,
+    tunnel: bool,
+    uploaded: bool,
+    /// The endpoint takes no more of the body; its answer may be on the way all the same.
+    upload_failed: Option<WireError>,
+    /// When the client's side last moved: its body came, or it read something.
+    client_moved: Option<Instant>,
+    client_behind: bool,
+    responding: bool,
+    download_ended: bool,
+}
+
+impl State {
+    fn new(hold_upload: bool) -> Self {
+        State {
+            waiting_since: Instant::now(),
+            hold_upload,
+            tunnel: false,
+            uploaded: false,
+            upload_failed: None,
+            client_moved: None,
+            client_behind: false,
+            responding: false,
+            download_ended: false,
+        }
+    }
+}
+
+impl<'r, 'c> Exchange<'r, 'c> {
+    /// Both sides, with the head of the request already queued to the endpoint.
+    pub fn new(
+        client: &'r mut Downstream<'c>,
+        request: &'r mut Request,
+        watchdog: &'r mut Watchdog,
+        upstream: Upstream,
+        place: Place,
+        bounds: Bounds,
+    ) -> Self {
+        // Nothing but the head may follow an upgrade before it is answered.
+        let state = State::new(request.head.fields.contains("upgrade"));
+        Exchange { client, request, place, watchdog, upstream, bounds, state }
+    }
+
+    /// Sends the request and waits for the head of the response.
+    ///
+    /// # Errors
+    /// [`Fault`]; nothing of a response has been sent to the client then, but informational heads.
+    pub async fn head(&mut self) -> Result<ResponseHead, Fault> {
+        poll_fn(|cx| self.poll_head(cx)).await
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
+        self.advance_upload(cx)?;
+        loop {
+            match self.upstream.poll_head(cx) {
+                Poll::Ready(Ok(head)) if head.is_informational() => self.inform(head),
+                Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.upstream_fault(error))),
+                Poll::Pending => break,
+            }
+        }
+        if let Poll::Ready(Err(_)) = self.client.poll_flush(cx) {
+            return Poll::Ready(Err(Fault::ClientGone));
+        }
+        self.poll_client_and_clock(cx)
+    }
+
+    /// `100` was answered by us when we asked for the body; the others are the client's to see.
+    fn inform(&mut self, mut head: ResponseHead) {
+        if head.status != 100 {
+            crate::phase::respond::strip_hop_by_hop(&mut head.fields);
+            self.client.send_informational(&head);
+        }
+    }
+
+    /// The endpoint has answered with this head, which goes to the client; no other attempt follows.
+    ///
+    /// # Errors
+    /// [`Fault::ClientGone`].
+    pub fn begin_response(&mut self, head: &ResponseHead) -> Result<(), Fault> {
+        if head.status == 101 {
+            self.state.tunnel = true;
+            self.request.upload.become_tunnel();
+        } else {
+            self.request.upload.commit();
+        }
+        self.state.hold_upload = false;
+        self.state.uploaded &= !self.state.tunnel;
+        self.state.responding = true;
+        self.client.send_head(head).map_err(|_| Fault::ClientGone)
+    }
+
+    /// Passes the body on until its end.
+    ///
+    /// # Errors
+    /// [`Fault`]; the response is incomplete then.
+    pub async fn body(&mut self) -> Result<(), Fault> {
+        poll_fn(|cx| self.poll_body(cx)).await
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        loop {
+            let full = self.advance_download(cx)?;
+            match self.client.poll_flush(cx) {
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::ClientGone)),
+                Poll::Ready(Ok(())) if self.state.download_ended => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(())) => self.state.client_behind = false,
+                Poll::Pending => self.note_client_behind(),
+            }
+            // The backlog is gone: there may be more to read that nobody would wake us for.
+            if !(full && self.client.queued() <= BACKLOG) {
+                break;
+            }
+        }
+        self.advance_upload(cx)?;
+        self.poll_client_and_clock(cx)
+    }
+
+    /// Queues what the endpoint has sent; `true` when it stopped because the client is behind.
+    fn advance_download(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        while !self.state.download_ended {
+            if self.client.queued() > BACKLOG {
+                return Ok(true);
+            }
+            let Poll::Ready(frame) = self.upstream.poll_frame(cx) else { return Ok(false) };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => return Err(self.upstream_fault(error)),
+            };
+            match &frame {
+                Frame::Data(data) => self.note_data(data),
+                Frame::Trailers(_) => {}
+                Frame::End => self.state.download_ended = true,
+            }
+            self.client.send(frame);
+        }
+        Ok(false)
+    }
+
+    fn note_data(&mut self, data: &[u8]) {
+        if self.request.progress.data(data, Instant::now()) {
+            self.place.first_byte();
+        }
+    }
+
+    fn note_client_behind(&mut self) {
+        if !self.state.client_behind {
+            self.state.client_behind = true;
+            self.state.client_moved = Some(Instant::now());
+        }
+    }
+
+    /// Moves the request body on. An endpoint that stops taking it may still answer, so its answer decides.
+    fn advance_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
+        if self.state.upload_failed.is_some() {
+            return Ok(());
+        }
+        if !self.state.uploaded && !self.state.hold_upload {
+            let before = self.request.upload.received();
+            let sent = self.request.upload.poll_send(self.client, &mut self.upstream, cx);
+            if self.request.upload.received() != before {
+                let now = Instant::now();
+                (self.state.client_moved, self.state.waiting_since) = (Some(now), now);
+            }
+            match sent {
+                Poll::Ready(result) => {
+                    result?;
+                    self.state.uploaded = true;
+                }
+                Poll::Pending => {}
+            }
+        }
+        if let Poll::Ready(Err(error)) = self.upstream.poll_flush(cx) {
+            self.state.upload_failed = Some(error);
+        }
+        Ok(())
+    }
+
+    fn upstream_fault(&mut self, error: WireError) -> Fault {
+        match (error, self.state.upload_failed.take()) {
+            // The write failed first and says more than the end of the stream does.
+            (WireError::Closed(_), Some(first)) => Fault::Upstream(first),
+            (error, _) => Fault::Upstream(error),
+        }
+    }
+
+    fn poll_client_and_clock<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Fault>> {
+        let listening = self.request.upload.has_ended() && !self.state.tunnel;
+        if listening && self.client.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Fault::ClientGone));
+        }
+        let next = self.next_deadline();
+        self.watchdog.poll_expired(next, cx).map(|expiry| Err(Fault::Expired(expiry)))
+    }
+
+    fn next_deadline(&self) -> Next {
+        let bounds = &self.bounds;
+        let next = Next::never().or(bounds.total, Expiry::Total);
+        if self.state.client_behind {
+            let at = self.state.client_moved.map(|at| at + bounds.client_read);
+            return next.or(at, Expiry::ClientRead);
+        }
+        if self.state.tunnel {
+            return next;
+        }
+        if !self.request.upload.has_ended() && self.upstream.queued() == 0 && !self.state.responding
+        {
+            let since = self.state.client_moved.unwrap_or(self.state.waiting_since);
+            return next.or(Some(since + bounds.client_body), Expiry::ClientBody);
+        }
+        match self.request.progress.last_data() {
+            None => {
+                let at = bounds.first_byte.map(|limit| self.state.waiting_since + limit);
+                next.or(at, Expiry::FirstByte)
+            }
+            Some(last) => next.or(bounds.gap.map(|gap| last + gap), Expiry::Gap),
+        }
+    }
+
+    /// From the last piece of the request sent to the first piece of the response.
+    pub fn first_byte(&self) -> Option<Duration> {
+        self.request.progress.first_byte_after(self.state.waiting_since)
+    }
+
+    /// Whether the connection had served before and closed on this request without a word: then it was closed for
+    /// its age, not for what was asked, and the request can be sent again.
+    pub fn is_stale(&self) -> bool {
+        let reused = self.request.trail.connect.is_none();
+        reused && !self.upstream.has_heard() && self.request.upload.is_replayable()
+    }
+
+    /// The response is complete: the connection goes back to rest, if it can carry another request.
+    pub fn finish(self, backend: &Backend) {
+        let Upstream::H1(conn) = self.upstream else { return };
+        let settings = &backend.settings;
+        if conn.is_reusable() {
+            let pool = &self.place.endpoint().pool;
+            pool.put(conn, Instant::now(), settings.idle_timeout, settings.idle_connections);
+        }
+    }
+
+    /// No more is wanted from the endpoint; dropping its connection or stream tells it so.
+    pub fn give_up(&mut self) {
+        self.upstream.cancel();
+    }
+}

@@ -1,0 +1,97 @@
+//! What is seen of a response while it passes.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    stream::{Kind, Meter, Summary},
+    telemetry::instruments::LocalHistogram,
+};
+
+/// The response of one request, as far as it has come.
+pub struct Progress {
+    event_stream: bool,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    bytes: u64,
+    chunks: u64,
+    meter: Meter,
+    gaps: Option<LocalHistogram>,
+}
+
+impl Progress {
+    /// Nothing seen yet.
+    pub fn new() -> Self {
+        Progress {
+            event_stream: false,
+            first: None,
+            last: None,
+            bytes: 0,
+            chunks: 0,
+            meter: Meter::new(Kind::Other),
+            gaps: None,
+        }
+    }
+
+    /// The response that begins is of this kind, and the pauses between its events, if it has any, are counted there.
+    pub fn begin(&mut self, kind: Kind, gaps: LocalHistogram) {
+        self.event_stream = kind == Kind::EventStream;
+        self.meter = Meter::new(kind);
+        self.gaps = Some(gaps);
+    }
+
+    /// A piece of the body has come; `true` for the first one.
+    pub fn data(&mut self, data: &[u8], now: Instant) -> bool {
+        self.bytes += data.len() as u64;
+        self.chunks += 1;
+        let events = self.meter.feed(data);
+        if let Some(last) = self.last.replace(now)
+            && events > 0
+            && let Some(gaps) = &mut self.gaps
+        {
+            gaps.observe(now.saturating_duration_since(last));
+        }
+        self.first.get_or_insert(now);
+        self.chunks == 1
+    }
+
+    /// Whether the response is a stream of events.
+    pub fn is_event_stream(&self) -> bool {
+        self.event_stream
+    }
+
+    /// When the first piece came.
+    pub fn first_data(&self) -> Option<Instant> {
+        self.first
+    }
+
+    /// When the last piece came.
+    pub fn last_data(&self) -> Option<Instant> {
+        self.last
+    }
+
+    /// From `start` to the first piece.
+    pub fn first_byte_after(&self, start: Instant) -> Option<Duration> {
+        self.first.map(|first| first.saturating_duration_since(start))
+    }
+
+    /// Bytes of the body.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Pieces of the body.
+    pub fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// What the body said about itself.
+    pub fn summary(&self) -> Summary {
+        self.meter.summary()
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,179 @@
+//! One request: what is known of it from its head to its last byte.
+
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, RngExt};
+
+use crate::{
+    endpoint::Endpoint,
+    outcome::Outcome,
+    relay::{Progress, Upload},
+    snapshot::{Route, Snapshot, auto_error_format},
+    telemetry::metrics::ArmMetrics,
+    upstream::Backend,
+    wire::{BodyLength, RequestHead, fields::tokens},
+};
+
+/// What a connection tells about each of its requests.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where the client is.
+    pub client: SocketAddr,
+    /// The client's address as text.
+    pub client_ip: String,
+}
+
+impl Peer {
+    /// A connection from `client`.
+    pub fn new(client: SocketAddr) -> Self {
+        let client_ip = match client.ip() {
+            IpAddr::V6(ip) => ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4),
+            ip @ IpAddr::V4(_) => ip,
+        };
+        Peer { client, client_ip: client_ip.to_string() }
+    }
+}
+
+/// A request on its way.
+pub struct Request {
+    /// The configuration that applies to it, to the end.
+    pub snapshot: Arc<Snapshot>,
+    /// Where it came from.
+    pub peer: Arc<Peer>,
+    /// Its head; what is sent on once it has been routed.
+    pub head: RequestHead,
+    /// The head as it came, for the log, taken when it is rewritten.
+    pub original_target: Option<String>,
+    /// Its body.
+    pub upload: Upload,
+    /// Its response, as far as it has come.
+    pub progress: Progress,
+    /// The route that took it.
+    pub route: Option<Arc<Route>>,
+    /// The backend of the arm it was given.
+    pub arm: Option<Arc<Backend>>,
+    /// The series it counts in: of its arm, its route, or of no route.
+    pub metrics: Arc<ArmMetrics>,
+    /// The `model` it asks for.
+    pub model: Option<String>,
+    /// The id it came with, or ours.
+    pub id: String,
+    /// When its head was here.
+    pub start: Instant,
+    /// What happened so far.
+    pub trail: Trail,
+}
+
+/// What the attempts left behind.
+#[derive(Default)]
+pub struct Trail {
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// Endpoints that were tried, in order.
+    pub tried: Vec<SocketAddr>,
+    /// The last of them: where the response came from, if one came.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// How long the last connection took to make; `None` when it was used again.
+    pub connect: Option<Duration>,
+    /// The status that was sent.
+    pub status: Option<u16>,
+}
+
+/// A request that ends without the response of an endpoint.
+#[derive(Debug)]
+pub struct Failure {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What happened, for the client and the log.
+    pub detail: String,
+    /// How long the client should wait before it tries again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure and what happened.
+    pub fn new(outcome: Outcome, detail: impl Into<String>) -> Self {
+        Failure { outcome, detail: detail.into(), retry_after: None }
+    }
+}
+
+impl Request {
+    /// A request whose head has just been read.
+    pub fn new(
+        snapshot: Arc<Snapshot>,
+        peer: Arc<Peer>,
+        head: RequestHead,
+        rng: &mut impl Rng,
+    ) -> Self {
+        let limits = &snapshot.config.limits;
+        let upload = Upload::new(
+            head.body == BodyLength::Empty,
+            head.expects_continue(),
+            limits.body_bytes,
+            limits.body_scan,
+        );
+        let id = request_id(&head, rng);
+        let metrics = Arc::clone(&snapshot.unrouted);
+        Request {
+            snapshot,
+            peer,
+            head,
+            original_target: None,
+            upload,
+            progress: Progress::new(),
+            route: None,
+            arm: None,
+            metrics,
+            model: None,
+            id,
+            start: Instant::now(),
+            trail: Trail::default(),
+        }
+    }
+
+    /// The path the client asked for.
+    pub fn path(&self) -> &str {
+        let target = self.original_target.as_deref().unwrap_or(self.head.target());
+        target.split_once('?').map_or(target, |(path, _)| path)
+    }
+
+    /// The shape of an error body for this request.
+    pub fn error_format(&self) -> crate::outcome::ErrorFormat {
+        match &self.route {
+            Some(route) => route.error_format(self.path()),
+            None => auto_error_format(self.path()),
+        }
+    }
+
+    /// Who asked, as far as the proxies in front are believed.
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        let hops = self.snapshot.config.forwarding.trusted_hops;
+        let mut chain = self.head.fields.get_all("x-forwarded-for").flat_map(tokens);
+        let believed = if hops > 0 { chain.next() } else { None };
+        let believed = believed.and_then(|ip| std::str::from_utf8(ip).ok()?.parse().ok());
+        believed.or_else(|| self.peer.client_ip.parse().ok())
+    }
+}
+
+/// The client's id where it has a sensible one, else 128 random bits.
+fn request_id(head: &RequestHead, rng: &mut impl Rng) -> String {
+    let sensible =
+        |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+    match head.fields.get_str("x-request-id").filter(sensible) {
+        Some(id) => id.to_owned(),
+        None => hex128(rng.random()),
+    }
+}
+
+/// 32 hexadecimal digits.
+pub fn hex128(bits: u128) -> String {
+    let mut text = String::with_capacity(32);
+    // Writing to a string can not fail.
+    let _ = write!(text, "{bits:032x}");
+    text
+}

@@ -1,0 +1,268 @@
+//! The configuration in force, compiled: everything a request needs to know, resolved once and never changed.
+//!
+//! A request takes its snapshot when it arrives and keeps it to the end, so a reload in between can not change the
+//! rules under it. What must outlive a reload is handed over from the snapshot before: backends and splits whose
+//! settings did not change, retry budgets, and (in the [`Registry`]) every endpoint's state.
+
+use std::{sync::Arc, time::Instant};
+
+use outrigger_config::{
+    Config,
+    validated::{self as config, ErrorStyle, Sticky},
+};
+
+use crate::{
+    endpoint::Registry,
+    outcome::ErrorFormat,
+    retry::{self, Budget},
+    split::{self, Schedule, ScheduleError},
+    telemetry::metrics::{ArmMetrics, Metrics, RouteMetrics},
+    upstream::Backend,
+    wire::h1::parse::{HeadLimits, MAX_FIELDS},
+};
+
+/// A compiled configuration.
+pub struct Snapshot {
+    /// What it was compiled from.
+    pub config: Config,
+    /// Routes in the order in which they are tried.
+    pub routes: Vec<Arc<Route>>,
+    /// Every backend, in file order.
+    pub backends: Vec<Arc<Backend>>,
+    /// For requests that no route took.
+    pub unrouted: Arc<ArmMetrics>,
+    /// Fields of a JSON body that some route looks at.
+    pub body_fields: Vec<String>,
+    /// Counts compilations, from 1.
+    pub generation: u64,
+}
+
+/// A route with everything it refers to.
+pub struct Route {
+    /// What the user wrote.
+    pub settings: config::Route,
+    /// Where its requests go.
+    pub action: Action,
+    /// Its series.
+    pub metrics: Arc<RouteMetrics>,
+    /// When another attempt is made.
+    pub retry: Option<retry::Policy>,
+    /// How much of the traffic may be retries.
+    pub budget: Arc<Budget>,
+}
+
+/// What a route does.
+pub enum Action {
+    /// Sends to an endpoint of one of the arms.
+    Split(Split),
+    /// Answers by itself.
+    Local(Arc<ArmMetrics>),
+}
+
+/// The arms of a route and how requests are dealt out to them.
+pub struct Split {
+    /// In file order.
+    pub arms: Vec<Arm>,
+    schedule: Arc<Schedule>,
+    sticky: split::Sticky,
+}
+
+/// One arm.
+pub struct Arm {
+    /// Its weight.
+    pub weight: u32,
+    /// Where its requests go.
+    pub backend: Arc<Backend>,
+    /// Its series.
+    pub metrics: Arc<ArmMetrics>,
+}
+
+impl Snapshot {
+    /// Compiles `config`, taking over from `old` what did not change.
+    ///
+    /// # Errors
+    /// Weights that make no schedule; validation refuses them before.
+    pub fn compile(
+        config: Config,
+        old: Option<&Snapshot>,
+        registry: &Arc<Registry>,
+        metrics: &Metrics,
+    ) -> Result<Self, ScheduleError> {
+        let backends: Vec<_> =
+            config.backends.iter().map(|settings| backend(settings, old, registry)).collect();
+        let routes = config
+            .routes
+            .iter()
+            .map(|settings| Route::compile(settings, &backends, old, metrics).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let body_fields = body_fields(&config);
+        Ok(Snapshot {
+            routes,
+            backends,
+            unrouted: metrics.arm("-", "-"),
+            body_fields,
+            generation: old.map_or(1, |old| old.generation + 1),
+            config,
+        })
+    }
+
+    /// How large a request head may be.
+    pub fn head_limits(&self) -> HeadLimits {
+        let limits = &self.config.limits;
+        let bytes = usize::try_from(limits.header_bytes).unwrap_or(usize::MAX).min(16 << 20);
+        HeadLimits { bytes, fields: limits.headers.min(MAX_FIELDS) }
+    }
+
+    fn route(&self, name: &str) -> Option<&Arc<Route>> {
+        self.routes.iter().find(|route| route.settings.name == name)
+    }
+}
+
+fn backend(
+    settings: &config::Backend,
+    old: Option<&Snapshot>,
+    registry: &Arc<Registry>,
+) -> Arc<Backend> {
+    let before = old.and_then(|old| old.backends.iter().find(|b| *b.name == *settings.name));
+    match before {
+        Some(same) if same.settings == *settings => Arc::clone(same),
+        before => {
+            Arc::new(Backend::new(settings.clone(), Arc::clone(registry), before.map(|b| &**b)))
+        }
+    }
+}
+
+/// Every body field that a match, a split or a rewrite needs, each once.
+fn body_fields(config: &Config) -> Vec<String> {
+    let mut fields = Vec::new();
+    for route in config.routes.iter().filter(|route| route.reads_body()) {
+        fields.push("model".to_owned());
+        if let Some(Sticky::Body(field)) = &route.sticky {
+            fields.push(field.clone());
+        }
+    }
+    fields.sort();
+    fields.dedup();
+    fields
+}
+
+impl Route {
+    fn compile(
+        settings: &config::Route,
+        backends: &[Arc<Backend>],
+        old: Option<&Snapshot>,
+        metrics: &Metrics,
+    ) -> Result<Self, ScheduleError> {
+        let old = old.and_then(|old| old.route(&settings.name));
+        let action = match &settings.action {
+            config::Action::Split(arms) => {
+                let before = old.and_then(|old| old.split_of(arms));
+                Action::Split(Split::compile(settings, arms, backends, before, metrics)?)
+            }
+            config::Action::Redirect(_) | config::Action::Respond(_) => {
+                Action::Local(metrics.arm(&settings.name, "-"))
+            }
+        };
+        let same_budget = |old: &&Arc<Route>| budget_of(&old.settings) == budget_of(settings);
+        let budget = match old.filter(same_budget) {
+            Some(old) => Arc::clone(&old.budget),
+            None => Arc::new(new_budget(settings)),
+        };
+        let retry = settings.retry.as_ref().map(retry_policy);
+        let metrics = metrics.route(&settings.name);
+        Ok(Route { settings: settings.clone(), action, metrics, retry, budget })
+    }
+
+    /// The split of this route, if it deals out by just these arms.
+    fn split_of(&self, arms: &[config::Arm]) -> Option<&Split> {
+        match (&self.action, &self.settings.action) {
+            (Action::Split(split), config::Action::Split(own)) if own == arms => Some(split),
+            _ => None,
+        }
+    }
+
+    /// The shape of our own error bodies for a request to this path.
+    pub fn error_format(&self, path: &str) -> ErrorFormat {
+        match self.settings.errors {
+            ErrorStyle::Openai => ErrorFormat::OpenAi,
+            ErrorStyle::Problem => ErrorFormat::Problem,
+            ErrorStyle::Auto => auto_error_format(path),
+        }
+    }
+}
+
+/// The shape of error bodies where no route says otherwise.
+pub fn auto_error_format(path: &str) -> ErrorFormat {
+    if path.starts_with("/v1/") { ErrorFormat::OpenAi } else { ErrorFormat::Problem }
+}
+
+impl Split {
+    fn compile(
+        route: &config::Route,
+        arms: &[config::Arm],
+        backends: &[Arc<Backend>],
+        before: Option<&Split>,
+        metrics: &Metrics,
+    ) -> Result<Self, ScheduleError> {
+        let weights: Vec<u32> = arms.iter().map(|arm| arm.weight).collect();
+        let schedule = match before {
+            Some(before) => Arc::clone(&before.schedule),
+            None => Arc::new(Schedule::new(&weights)?),
+        };
+        let arm = |arm: &config::Arm| Arm {
+            weight: arm.weight,
+            backend: Arc::clone(&backends[arm.backend]),
+            metrics: metrics.arm(&route.name, &arm.name),
+        };
+        let sticky = split::Sticky::new(&weights)?;
+        Ok(Split { arms: arms.iter().map(arm).collect(), schedule, sticky })
+    }
+
+    /// The arm whose turn it is.
+    pub fn next(&self) -> &Arm {
+        &self.arms[self.schedule.next()]
+    }
+
+    /// The arm of `key`, the same each time.
+    pub fn sticky(&self, key: &[u8]) -> &Arm {
+        &self.arms[self.sticky.arm(key)]
+    }
+
+    /// The arm of that name.
+    pub fn named(&self, name: &[u8]) -> Option<&Arm> {
+        self.arms.iter().find(|arm| arm.backend.name.as_bytes() == name)
+    }
+}
+
+fn budget_of(route: &config::Route) -> Option<config::RetryBudget> {
+    route.retry.as_ref().map(|retry| retry.budget)
+}
+
+fn new_budget(route: &config::Route) -> Budget {
+    let (percent, min) = budget_of(route).map_or((0, 0), |b| (b.percent, b.min_per_second));
+    Budget::new(percent, min, Instant::now())
+}
+
+fn retry_policy(retry: &config::Retry) -> retry::Policy {
+    retry::Policy {
+        attempts: retry.attempts,
+        on: retry::Reason::ALL
+            .into_iter()
+            .filter(|r| retry.when.contains(config_reason(*r)))
+            .collect(),
+        backoff: retry.backoff,
+        max_backoff: retry.max_backoff,
+        max_retry_after: retry.max_retry_after,
+    }
+}
+
+pub(crate) fn config_reason(reason: retry::Reason) -> config::RetryReason {
+    match reason {
+        retry::Reason::Connect => config::RetryReason::Connect,
+        retry::Reason::Refused => config::RetryReason::Refused,
+        retry::Reason::Reset => config::RetryReason::Reset,
+        retry::Reason::Overloaded => config::RetryReason::Overloaded,
+        retry::Reason::FirstByte => config::RetryReason::FirstByte,
+        retry::Reason::ServerError => config::RetryReason::ServerError,
+    }
+}

@@ -1,0 +1,7 @@
+//! Reaching endpoints: the live side of a backend, its connections, and how they are made.
+
+pub mod backend;
+pub mod dial;
+pub mod pool;
+
+pub use backend::Backend;

@@ -1,0 +1,92 @@
+//! Making a connection to an endpoint. The one place that knows what a transport is made of; TLS will join here.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use pingora_core::protocols::{Stream, l4::stream::Stream as L4Stream};
+use tokio::net::TcpStream;
+
+use crate::wire::h1::{ClientConn, Conn};
+
+/// Credit an HTTP/2 endpoint has per stream and per connection, in bytes.
+const WINDOW: u32 = 1024 * 1024;
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum DialError {
+    /// The endpoint, or something on the way to it, said no.
+    Failed(io::Error),
+    /// Nobody answered in time.
+    TimedOut(Duration),
+}
+
+impl std::fmt::Display for DialError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DialError::Failed(error) => write!(f, "{error}"),
+            DialError::TimedOut(after) => write!(f, "no connection within {after:?}"),
+        }
+    }
+}
+
+impl std::error::Error for DialError {}
+
+/// Connects for HTTP/1.1.
+///
+/// # Errors
+/// [`DialError`] when there is no connection within `limit`.
+pub async fn http1(
+    address: SocketAddr,
+    limit: Option<Duration>,
+) -> Result<Box<ClientConn>, DialError> {
+    let stream = bounded(limit, tcp(address)).await?;
+    Ok(Box::new(ClientConn::new(Conn::new(stream))))
+}
+
+/// Connects and shakes hands for HTTP/2. The connection is driven by a task of its own until its last stream ends.
+///
+/// # Errors
+/// As [`http1`].
+pub async fn h2c(
+    address: SocketAddr,
+    limit: Option<Duration>,
+) -> Result<SendRequest<Bytes>, DialError> {
+    bounded(limit, async {
+        let stream = tcp(address).await?;
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .enable_push(false);
+        let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%address, %error, "h2 connection to endpoint ended");
+            }
+        });
+        sender.ready().await.map_err(io::Error::other)
+    })
+    .await
+}
+
+/// Connects, and no more.
+///
+/// # Errors
+/// What the operating system says.
+pub async fn tcp(address: SocketAddr) -> io::Result<Stream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(L4Stream::from(stream)))
+}
+
+async fn bounded<T>(
+    limit: Option<Duration>,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<T, DialError> {
+    let Some(limit) = limit else { return work.await.map_err(DialError::Failed) };
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result.map_err(DialError::Failed),
+        Err(_) => Err(DialError::TimedOut(limit)),
+    }
+}
