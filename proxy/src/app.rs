@@ -73,8 +73,13 @@ pub fn run(options: Options) -> Result<(), String> {
     let admin = bind_all(&[config.admin.address], options.upgrade)?;
     server.add_service(TrafficService::new(&proxy, sockets, &bound, &fds));
     server.add_service(AdminService::new(&proxy, admin, options.source.clone(), &bound));
-    server.add_service(Background { proxy: Arc::clone(&proxy), source: options.source });
-    server.run(RunArgs { shutdown_signal: Box::new(Signals::new(&proxy, &config, fds)) });
+    let background = Arc::clone(&proxy);
+    server.add_service(Background {
+        proxy: background,
+        source: options.source,
+        bound: Arc::clone(&bound),
+    });
+    server.run(RunArgs { shutdown_signal: Box::new(Signals::new(&proxy, &config, fds, bound)) });
     if !proxy.access_log.flush(LAST_LINES) {
         tracing::warn!("the last lines of the access log were not written in time");
     }
@@ -103,13 +108,15 @@ fn assemble(config: Config) -> Result<Proxy, String> {
 }
 
 fn server(config: &Config, upgrade: bool) -> Server {
-    let mut conf = ServerConf::default();
-    conf.threads = config.runtime.threads;
-    conf.work_stealing = false;
-    conf.upgrade_sock = config.runtime.upgrade_socket.to_string_lossy().into_owned();
-    // Draining is ours (see `drain`); when the server is told to stop, nothing is left to wait for.
-    conf.grace_period_seconds = Some(0);
-    conf.graceful_shutdown_timeout_seconds = Some(0);
+    let conf = ServerConf {
+        threads: config.runtime.threads,
+        work_stealing: false,
+        upgrade_sock: config.runtime.upgrade_socket.to_string_lossy().into_owned(),
+        // Draining is ours (see `drain`); when the server is told to stop, nothing is left to wait for.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(0),
+        ..ServerConf::default()
+    };
     let opt = Opt { upgrade, ..Opt::default() };
     Server::new_with_opt_and_conf(opt, conf)
 }

@@ -19,7 +19,7 @@ use pingora_core::{apps::ServerApp, protocols::Stream, server::ShutdownWatch};
 
 use crate::{
     deadline::Watchdog,
-    gateway,
+    gateway::{self, Cut},
     outcome::Outcome,
     proxy::Proxy,
     request::{Failure, Peer, Request},
@@ -64,6 +64,7 @@ async fn serve(proxy: &Arc<Proxy>, stream: Stream) {
     let Some(peer) = peer_of(&stream) else { return };
     let mut closing = Closing::watch(proxy);
     let mut watchdog = Watchdog::new();
+    let mut cut = Cut::watch(proxy);
     let mut conn = ServerConn::new(Conn::new(stream), proxy.snapshot.load().head_limits());
     if !rest(proxy, &mut conn, &mut watchdog, &mut closing).await {
         return;
@@ -71,7 +72,7 @@ async fn serve(proxy: &Arc<Proxy>, stream: Stream) {
     if speaks_h2(proxy, &mut conn, &mut watchdog).await {
         return Box::pin(http2::serve(proxy, &peer, conn, closing)).await;
     }
-    while Box::pin(one_request(proxy, &peer, &mut conn, &mut watchdog)).await {
+    while Box::pin(one_request(proxy, &peer, &mut conn, &mut watchdog, &mut cut)).await {
         conn.rest();
         if !rest(proxy, &mut conn, &mut watchdog, &mut closing).await {
             return;
@@ -128,6 +129,7 @@ async fn one_request(
     peer: &Arc<Peer>,
     conn: &mut ServerConn,
     watchdog: &mut Watchdog,
+    cut: &mut Cut,
 ) -> bool {
     let snapshot = proxy.snapshot.load_full();
     let until = Instant::now() + snapshot.config.limits.header_timeout;
@@ -146,7 +148,7 @@ async fn one_request(
     let request = Request::new(snapshot, Arc::clone(peer), head, &mut gateway::rng());
     let mut client = Downstream::H1(conn);
     match refused {
-        None => gateway::serve(proxy, request, &mut client, watchdog).await,
+        None => gateway::serve(proxy, request, &mut client, watchdog, cut).await,
         Some(failure) => {
             client.close_after_response();
             gateway::refuse(proxy, request, &mut client, watchdog, failure).await;

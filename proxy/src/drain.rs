@@ -20,6 +20,8 @@ use tokio::sync::{Notify, watch};
 pub struct Drain {
     draining: AtomicBool,
     closing: watch::Sender<bool>,
+    handed_over: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
     in_flight: AtomicUsize,
     idle: Notify,
 }
@@ -30,6 +32,8 @@ impl Drain {
         Arc::new(Drain {
             draining: AtomicBool::new(false),
             closing: watch::channel(false).0,
+            handed_over: watch::channel(false).0,
+            cut: watch::channel(false).0,
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
         })
@@ -53,6 +57,26 @@ impl Drain {
     /// Stops accepting.
     pub fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// Turns true when another process answers at the admin address.
+    pub fn handed_over(&self) -> watch::Receiver<bool> {
+        self.handed_over.subscribe()
+    }
+
+    /// Another process has taken the sockets over.
+    pub fn hand_over(&self) {
+        self.handed_over.send_replace(true);
+    }
+
+    /// Turns true when requests that are still in flight have no time left.
+    pub fn cutting(&self) -> watch::Receiver<bool> {
+        self.cut.subscribe()
+    }
+
+    /// Ends what is still in flight.
+    pub fn cut(&self) {
+        self.cut.send_replace(true);
     }
 
     /// Counts a request in until it is dropped.

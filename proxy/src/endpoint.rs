@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 
 use crate::{
     balance::Cost,
-    outlier::{self, Outlier},
-    telemetry::metrics::{EndpointMetrics, Metrics},
+    outlier::{self, Outlier, Transition},
+    telemetry::metrics::{EjectionReason, EndpointMetrics, Metrics},
     upstream::pool::Pool,
 };
 
@@ -93,6 +93,29 @@ impl Endpoint {
     /// The work in flight, in the units of [`Cost`].
     pub fn load(&self) -> u64 {
         self.load.load(Relaxed)
+    }
+
+    /// Says in log and metrics what a verdict changed.
+    pub(crate) fn announce(&self, transition: Option<Transition>) {
+        let Some(transition) = transition else { return };
+        let (backend, endpoint) = (&self.backend, &self.name);
+        match transition {
+            Transition::Ejected { until, reason } => {
+                self.metrics.ejection(EjectionReason::Failures);
+                self.metrics.ejected.set(1);
+                let span = until.saturating_duration_since(Instant::now());
+                let reason = reason.as_str();
+                tracing::warn!(%backend, endpoint, reason, ?span, "endpoint ejected");
+            }
+            Transition::Restored => {
+                self.metrics.ejected.set(0);
+                tracing::info!(%backend, endpoint, "endpoint restored");
+            }
+            Transition::KeptAsLast { reason } => {
+                let reason = reason.as_str();
+                tracing::warn!(%backend, endpoint, reason, "endpoint fails but is the last one");
+            }
+        }
     }
 
     /// Counts an attempt in, unless `max` of them are in flight already.

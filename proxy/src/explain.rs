@@ -129,7 +129,7 @@ fn write_retry(out: &mut String, retry: Option<&Retry>) -> std::fmt::Result {
     let reasons: Vec<&str> = outrigger_config::validated::RetryReason::ALL
         .into_iter()
         .filter(|reason| retry.when.contains(*reason))
-        .map(|reason| reason.name())
+        .map(outrigger_config::validated::RetryReason::name)
         .collect();
     writeln!(
         out,

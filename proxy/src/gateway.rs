@@ -1,5 +1,10 @@
 //! The life of a request, top to bottom.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use rand::{SeedableRng, rngs::SmallRng};
 
 use crate::{
@@ -24,14 +29,18 @@ pub async fn serve(
     mut request: Request,
     client: &mut Downstream<'_>,
     watchdog: &mut Watchdog,
+    cut: &mut Cut,
 ) {
     let _in_flight = proxy.drain.enter();
     if proxy.drain.is_draining() {
         client.close_after_response();
     }
-    let outcome = match live(&mut request, client, watchdog).await {
+    let outcome = match live_until_cut(&mut request, client, watchdog, cut).await {
         Ok(outcome) => outcome,
         Err(failure) => {
+            if proxy.drain.is_draining() {
+                client.close_after_response();
+            }
             respond::failure(&mut request, client, watchdog, &failure).await;
             tracing::debug!(
                 id = request.id,
@@ -42,6 +51,48 @@ pub async fn serve(
         }
     };
     conclude(&request, outcome, &proxy.access_log);
+}
+
+/// The moment at which requests in flight are cut, watched by one future for a whole connection.
+pub struct Cut {
+    future: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    over: bool,
+}
+
+impl Cut {
+    /// Watches for the end of the drain.
+    pub fn watch(proxy: &Proxy) -> Self {
+        let mut cutting = proxy.drain.cutting();
+        let future = Box::pin(async move {
+            if cutting.wait_for(|cut| *cut).await.is_err() {
+                // Nobody is left to say it.
+                std::future::pending::<()>().await;
+            }
+        });
+        Cut { future, over: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.over = self.over || self.future.as_mut().poll(cx).is_ready();
+        if self.over { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Dropping what the request was doing gives everything back: its place, its connection.
+async fn live_until_cut(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+    cut: &mut Cut,
+) -> Result<Outcome, Failure> {
+    let mut life = std::pin::pin!(live(request, client, watchdog));
+    std::future::poll_fn(|cx| match life.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(result),
+        Poll::Pending => cut.poll(cx).map(|()| {
+            Err(Failure::new(Outcome::DrainCut, "the proxy is shutting down and could not wait"))
+        }),
+    })
+    .await
 }
 
 /// Answers a request whose head could not be understood.

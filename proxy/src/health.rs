@@ -26,6 +26,10 @@ use threshold::{Change, Threshold, jittered};
 /// Checks one endpoint until it is cancelled.
 pub async fn watch(endpoint: Arc<Endpoint>, health: Health, protocol: Protocol) {
     let mut threshold = Threshold::new(health.healthy, health.unhealthy);
+    if endpoint.is_ready() {
+        // It was ready before this check began, under other settings perhaps; now it must stay so.
+        threshold.observe(true);
+    }
     loop {
         let start = Instant::now();
         let verdict = check(&endpoint, &health, protocol).await;

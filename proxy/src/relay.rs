@@ -23,7 +23,7 @@ use crate::{
     deadline::{Expiry, Next, Watchdog},
     request::Request,
     upstream::{Backend, backend::Place},
-    wire::{BACKLOG, Downstream, Frame, ResponseHead, Side, Upstream, WireError},
+    wire::{BACKLOG, BodyLength, Downstream, Frame, ResponseHead, Side, Upstream, WireError},
 };
 
 /// Why an exchange broke off.
@@ -127,8 +127,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
         place: Place,
         bounds: Bounds,
     ) -> Self {
-        // Nothing but the head may follow an upgrade before it is answered.
-        let state = State::new(request.head.fields.contains("upgrade"));
+        // Without a body, nothing may follow an upgrade before it is answered.
+        let upgrade = request.head.fields.contains("upgrade");
+        let state = State::new(upgrade && request.head.body == BodyLength::Empty);
         Exchange { client, request, place, watchdog, upstream, bounds, state }
     }
 
@@ -194,7 +195,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
             let full = self.advance_download(cx)?;
             match self.client.poll_flush(cx) {
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::ClientGone)),
-                Poll::Ready(Ok(())) if self.state.download_ended => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(())) if self.is_over() => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) => self.state.client_behind = false,
                 Poll::Pending => self.note_client_behind(),
             }
@@ -204,7 +205,15 @@ impl<'r, 'c> Exchange<'r, 'c> {
             }
         }
         self.advance_upload(cx)?;
+        if self.is_over() {
+            return Poll::Ready(Ok(()));
+        }
         self.poll_client_and_clock(cx)
+    }
+
+    /// A response ends with its last byte; a tunnel when both sides have said everything.
+    fn is_over(&self) -> bool {
+        self.state.download_ended && (!self.state.tunnel || self.state.uploaded)
     }
 
     /// Queues what the endpoint has sent; `true` when it stopped because the client is behind.
@@ -221,7 +230,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
             match &frame {
                 Frame::Data(data) => self.note_data(data),
                 Frame::Trailers(_) => {}
-                Frame::End => self.state.download_ended = true,
+                Frame::End => self.note_end(),
             }
             self.client.send(frame);
         }
@@ -229,9 +238,16 @@ impl<'r, 'c> Exchange<'r, 'c> {
     }
 
     fn note_data(&mut self, data: &[u8]) {
-        if self.request.progress.data(data, Instant::now()) {
-            self.place.first_byte();
+        let now = Instant::now();
+        if self.request.progress.data(data, now) {
+            let transition = self.place.first_byte(now);
+            self.place.endpoint().announce(transition);
         }
+    }
+
+    fn note_end(&mut self) {
+        self.state.download_ended = true;
+        self.state.client_moved = Some(Instant::now());
     }
 
     fn note_client_behind(&mut self) {
@@ -243,28 +259,37 @@ impl<'r, 'c> Exchange<'r, 'c> {
 
     /// Moves the request body on. An endpoint that stops taking it may still answer, so its answer decides.
     fn advance_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
-        if self.state.upload_failed.is_some() {
-            return Ok(());
-        }
-        if !self.state.uploaded && !self.state.hold_upload {
-            let before = self.request.upload.received();
-            let sent = self.request.upload.poll_send(self.client, &mut self.upstream, cx);
-            if self.request.upload.received() != before {
-                let now = Instant::now();
-                (self.state.client_moved, self.state.waiting_since) = (Some(now), now);
+        while self.state.upload_failed.is_none() {
+            let full = self.queue_upload(cx)?;
+            match self.upstream.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => self.state.upload_failed = Some(error),
+                Poll::Pending => break,
             }
-            match sent {
-                Poll::Ready(result) => {
-                    result?;
-                    self.state.uploaded = true;
-                }
-                Poll::Pending => {}
+            // The backlog is gone: there may be more to read that nobody would wake us for.
+            if !full {
+                break;
             }
-        }
-        if let Poll::Ready(Err(error)) = self.upstream.poll_flush(cx) {
-            self.state.upload_failed = Some(error);
         }
         Ok(())
+    }
+
+    /// Queues what the client has sent; `true` when it stopped because the endpoint is behind.
+    fn queue_upload(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        if self.state.uploaded || self.state.hold_upload {
+            return Ok(false);
+        }
+        let before = self.request.upload.received();
+        let sent = self.request.upload.poll_send(self.client, &mut self.upstream, cx);
+        if self.request.upload.received() != before {
+            let now = Instant::now();
+            (self.state.client_moved, self.state.waiting_since) = (Some(now), now);
+        }
+        if let Poll::Ready(result) = sent {
+            result?;
+            self.state.uploaded = true;
+        }
+        Ok(self.upstream.queued() > BACKLOG)
     }
 
     fn upstream_fault(&mut self, error: WireError) -> Fault {
@@ -292,7 +317,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
             return next.or(at, Expiry::ClientRead);
         }
         if self.state.tunnel {
-            return next;
+            // A tunnel may be silent for as long as it likes, but not half closed.
+            let since = self.state.client_moved.filter(|_| self.state.download_ended);
+            return next.or(since.map(|at| at + bounds.client_body), Expiry::ClientBody);
         }
         if !self.request.upload.has_ended() && self.upstream.queued() == 0 && !self.state.responding
         {

@@ -5,7 +5,7 @@
 //! watched, not the file, so that an editor's rename and the symlink swap of a ConfigMap count as changes too.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -14,9 +14,9 @@ use notify::{RecursiveMode, Watcher};
 use outrigger_config::{Config, Report};
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::{signal::unix::Signal, sync::mpsc};
 
-use crate::{proxy::Proxy, snapshot::Snapshot, telemetry::metrics::Verdict};
+use crate::{admin::Source, proxy::Proxy, snapshot::Snapshot, telemetry::metrics::Verdict};
 
 /// An editor writes more than once; what comes within this time is one change.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -93,38 +93,56 @@ fn swap(proxy: &Proxy, mut config: Config) -> Result<Vec<&'static str>, Vec<Stri
     let new = Snapshot::compile(config, Some(&old), &proxy.registry, &proxy.metrics)
         .map_err(|error| vec![error.to_string()])?;
     let generation = new.generation;
-    proxy.snapshot.store(Arc::new(new));
+    let new = Arc::new(new);
+    proxy.snapshot.store(Arc::clone(&new));
+    old.dismiss_endpoints_not_in(&new, &proxy.registry);
     proxy.snapshot_changed.notify_one();
     tracing::info!(generation, "configuration in force");
     Ok(restart)
 }
 
-/// Reloads whenever the file changes or a SIGHUP comes. Never returns but for want of signals.
-///
-/// # Errors
-/// The signal handler can not be installed.
-pub async fn watch(proxy: Arc<Proxy>, path: PathBuf) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangups = signal(SignalKind::hangup())?;
+/// Reloads whenever the file changes or a hang-up signal comes, which also reopens the access log for whoever rotates
+/// it. Never returns while signals can come.
+pub async fn watch(proxy: Arc<Proxy>, source: Source, mut hangups: Signal) {
     let (changed, mut changes) = mpsc::channel(1);
     // Kept alive: dropping it ends the watch.
-    let _watcher = watch_directory(&path, changed)
-        .inspect_err(|error| tracing::error!("can not watch {}: {error}", path.display()));
-    let mut text = std::fs::read(&path).ok();
+    let _watcher = source.as_ref().map(|path| {
+        watch_directory(path, changed)
+            .inspect_err(|error| tracing::error!("can not watch {}: {error}", path.display()))
+    });
+    let mut text = source.as_ref().and_then(|path| std::fs::read(path).ok());
+    if let Some(path) = &source {
+        take_up_change_at_start(&proxy, path);
+    }
     loop {
         let asked = tokio::select! {
             Some(()) = hangups.recv() => true,
             Some(()) = changes.recv() => false,
-            else => return Ok(()),
+            else => return,
+        };
+        if asked {
+            proxy.access_log.reopen();
+        }
+        let Some(path) = &source else {
+            tracing::info!("there is no configuration file to read again");
+            continue;
         };
         tokio::time::sleep(SETTLE).await;
         _ = changes.try_recv();
-        let now = std::fs::read(&path).ok();
+        let now = std::fs::read(path).ok();
         if asked || now != text {
             text = now;
             // What went wrong is in the log, the metrics and the admin page.
-            let _ = apply(&proxy, outrigger_config::load(&path));
+            let _ = apply(&proxy, outrigger_config::load(path));
         }
+    }
+}
+
+/// The file may have changed after it was loaded and before it was watched.
+fn take_up_change_at_start(proxy: &Proxy, path: &Path) {
+    match outrigger_config::load(path) {
+        Ok(config) if config == proxy.snapshot.load().config => {}
+        changed => _ = apply(proxy, changed),
     }
 }
 

@@ -113,6 +113,20 @@ impl Snapshot {
         HeadLimits { bytes, fields: limits.headers.min(MAX_FIELDS) }
     }
 
+    /// Endpoints that no backend of `new` has any more leave.
+    pub fn dismiss_endpoints_not_in(&self, new: &Snapshot, registry: &Registry) {
+        let now = Instant::now();
+        for backend in &self.backends {
+            let successor = new.backends.iter().find(|b| b.name == backend.name);
+            for member in &backend.members().list {
+                let stays = |b: &Arc<Backend>| b.members().has(&member.endpoint);
+                if !successor.is_some_and(stays) {
+                    registry.leave(&member.endpoint, now);
+                }
+            }
+        }
+    }
+
     fn route(&self, name: &str) -> Option<&Arc<Route>> {
         self.routes.iter().find(|route| route.settings.name == name)
     }

@@ -17,6 +17,8 @@ use pingora_core::{
     services::{Service, listening},
 };
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::SharedFds;
 use crate::{
     admin::{Admin, Source},
@@ -28,7 +30,7 @@ use crate::{
 /// A socket, or none when it is to be taken over from a running proxy.
 type Socket = (SocketAddr, Option<TcpListener>);
 
-/// Which addresses were bound, told once all of them are.
+/// Which addresses were bound. Told once all of them are and signals are listened to: whoever reads it may use both.
 pub(super) struct Bound {
     found: Mutex<Found>,
     file: Option<PathBuf>,
@@ -37,11 +39,16 @@ pub(super) struct Bound {
 struct Found {
     listeners: Vec<Option<SocketAddr>>,
     admin: Option<SocketAddr>,
+    /// Who listens to signals by now, of [`LISTENING`].
+    listening: usize,
 }
+
+/// The background service listens to SIGHUP, the server to the signals that end it.
+const LISTENING: usize = 2;
 
 impl Bound {
     pub(super) fn new(listeners: usize, file: Option<PathBuf>) -> Arc<Self> {
-        let found = Found { listeners: vec![None; listeners], admin: None };
+        let found = Found { listeners: vec![None; listeners], admin: None, listening: 0 };
         Arc::new(Bound { found: Mutex::new(found), file })
     }
 
@@ -57,7 +64,17 @@ impl Bound {
         self.tell(&found);
     }
 
+    /// One more listens to its signals.
+    pub(super) fn listens(&self) {
+        let mut found = self.found.lock();
+        found.listening += 1;
+        self.tell(&found);
+    }
+
     fn tell(&self, found: &Found) {
+        if found.listening < LISTENING {
+            return;
+        }
         let listeners: Option<Vec<SocketAddr>> = found.listeners.iter().copied().collect();
         let (Some(listeners), Some(admin)) = (listeners, found.admin) else { return };
         tracing::info!(?listeners, %admin, "ready to serve");
@@ -167,18 +184,14 @@ impl AdminService {
 
 #[async_trait]
 impl Service for AdminService {
-    async fn start_service(
-        &mut self,
-        fds: Option<ListenFds>,
-        shutdown: ShutdownWatch,
-        tasks: usize,
-    ) {
+    async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, tasks: usize) {
         let (Some(fds), Some(socket)) = (fds, self.socket.pop()) else { return };
         let app = Admin { proxy: Arc::clone(&self.proxy), source: self.source.clone() };
         self.bound.admin(socket.0);
         let buffers = L4BufferSettings::default().read(4096);
         let mut service = listen("admin".to_owned(), socket, buffers, app, &fds);
-        service.start_service(Some(fds), shutdown, tasks).await;
+        // To the very end, unless another process answers at this address.
+        service.start_service(Some(fds), self.proxy.drain.handed_over(), tasks).await;
     }
 
     fn name(&self) -> &'static str {
@@ -194,26 +207,24 @@ impl Service for AdminService {
 pub(super) struct Background {
     pub(super) proxy: Arc<Proxy>,
     pub(super) source: Source,
+    pub(super) bound: Arc<Bound>,
 }
 
 #[async_trait]
 impl Service for Background {
     async fn start_service(&mut self, _: Option<ListenFds>, mut shutdown: ShutdownWatch, _: usize) {
         let supervision = tokio::spawn(supervise::run(Arc::clone(&self.proxy)));
-        let reloads = self.source.clone().map(|path| {
-            let proxy = Arc::clone(&self.proxy);
-            tokio::spawn(async move {
-                if let Err(error) = reload::watch(proxy, path).await {
-                    tracing::error!("no reloads: {error}");
-                }
-            })
-        });
+        let hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => hangups,
+            Err(error) => return tracing::error!("no reloads by signal: {error}"),
+        };
+        let reloads = reload::watch(Arc::clone(&self.proxy), self.source.clone(), hangups);
+        let reloads = tokio::spawn(reloads);
+        self.bound.listens();
         // The end of the server is the end of this; it ends with the runtime if not before.
         let _ = shutdown.wait_for(|over| *over).await;
         supervision.abort();
-        if let Some(reloads) = reloads {
-            reloads.abort();
-        }
+        reloads.abort();
     }
 
     fn name(&self) -> &'static str {

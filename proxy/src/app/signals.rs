@@ -1,32 +1,42 @@
 //! How the proxy ends: SIGTERM drains, SIGINT stops at once, SIGQUIT hands the listeners to a new process and drains.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use outrigger_config::{Config, validated::Drain as DrainSettings};
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::SharedFds;
+use super::{SharedFds, services::Bound};
 use crate::proxy::Proxy;
+
+/// How long requests that are cut may take to say so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Waits for a signal and does what it asks for; then the server may stop at once.
 pub(super) struct Signals {
     proxy: Arc<Proxy>,
     upgrade_socket: String,
     fds: SharedFds,
+    bound: Arc<Bound>,
 }
 
 impl Signals {
-    pub(super) fn new(proxy: &Arc<Proxy>, config: &Config, fds: SharedFds) -> Self {
+    pub(super) fn new(
+        proxy: &Arc<Proxy>,
+        config: &Config,
+        fds: SharedFds,
+        bound: Arc<Bound>,
+    ) -> Self {
         let upgrade_socket = config.runtime.upgrade_socket.to_string_lossy().into_owned();
-        Signals { proxy: Arc::clone(proxy), upgrade_socket, fds }
+        Signals { proxy: Arc::clone(proxy), upgrade_socket, fds, bound }
     }
 
     async fn wait(&self) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut quit = signal(SignalKind::quit())?;
+        self.bound.listens();
         loop {
             tokio::select! {
                 Some(()) = terminate.recv() => break,
@@ -51,7 +61,10 @@ impl Signals {
             fds.lock().send_to_sock(socket.as_str()).map_err(|error| error.to_string())
         });
         match sent.await {
-            Ok(Ok(_)) => true,
+            Ok(Ok(_)) => {
+                self.proxy.drain.hand_over();
+                true
+            }
             Ok(Err(error)) => {
                 tracing::error!("nobody took the listeners over, going on: {error}");
                 false
@@ -75,6 +88,9 @@ impl Signals {
         } else {
             let cut = drain.in_flight();
             tracing::warn!(cut, "drain timeout: requests cut");
+            drain.cut();
+            // What is cut is still counted and logged.
+            drain.idle(LAST_WORDS).await;
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{Closing, refusal, unreadable_head};
 use crate::{
     deadline::Watchdog,
-    gateway,
+    gateway::{self, Cut},
     proxy::Proxy,
     request::{Peer, Request},
     wire::{Downstream, h1::ServerConn, h2::ServerStream},
@@ -52,10 +52,10 @@ pub(super) async fn serve(
                 leaving = true;
                 connection.graceful_shutdown();
             }
-            () = idle, if !leaving && !connection.has_streams() => {
+            () = idle, if !leaving => if !connection.has_streams() {
                 leaving = true;
                 connection.graceful_shutdown();
-            }
+            },
         }
     }
 }
@@ -84,7 +84,10 @@ fn spawn(
         let snapshot = proxy.snapshot.load_full();
         let new = |head| Request::new(snapshot, peer, head, &mut gateway::rng());
         match head {
-            Ok(head) => gateway::serve(&proxy, new(head), &mut client, &mut watchdog).await,
+            Ok(head) => {
+                let mut cut = Cut::watch(&proxy);
+                gateway::serve(&proxy, new(head), &mut client, &mut watchdog, &mut cut).await;
+            }
             Err(error) => {
                 if let Some(failure) = refusal(&error) {
                     let request = new(unreadable_head());

@@ -20,7 +20,7 @@ use crate::{
     deadline::{Expiry, Next, Watchdog},
     endpoint::Endpoint,
     outcome::Outcome,
-    outlier::{self, Transition},
+    outlier,
     relay::{Bounds, Exchange, Fault},
     request::{Failure, Request},
     retry::{self, Decision, Denied, Failed, Reason},
@@ -28,7 +28,7 @@ use crate::{
     stream::Kind,
     telemetry::{
         instruments::Gauge,
-        metrics::{EjectionReason, RetryDenied, UpstreamConnection},
+        metrics::{RetryDenied, UpstreamConnection},
     },
     upstream::{
         Backend,
@@ -214,6 +214,10 @@ impl<R: Rng> Attempts<'_, '_, R> {
         );
         let head = match sent {
             Ok(()) => exchange.head().await,
+            // The endpoint has not even seen it.
+            Err(WireError::Invalid(what)) => {
+                return Err(Miss::Final(Failure::new(Outcome::BadRequest, what)));
+            }
             Err(error) => Err(Fault::Upstream(error)),
         };
         drop(waiting);
@@ -314,7 +318,7 @@ fn decide(
         attempts: request.trail.attempts,
         response_started: false,
         replayable: request.upload.is_replayable(),
-        endpoint_left: backend.has_other(&request.trail.tried, now),
+        endpoint_left: backend.has_untried(&request.trail.tried),
         retry_after,
     };
     match retry::decide(policy, &failed, rng, || route.budget.try_withdraw(now)) {
@@ -442,6 +446,8 @@ async fn relay(
         Ok(()) => {
             let outcome = Outcome::of_upstream_status(status);
             endpoint.metrics.ended(outcome);
+            let transition = exchange.place.succeeded(Instant::now());
+            endpoint.announce(transition);
             exchange.finish(backend);
             Ok(outcome)
         }
@@ -468,50 +474,32 @@ fn broken_off(
         fault => client_fault(exchange.request, route, fault),
     };
     exchange.place.endpoint().metrics.ended(failure.outcome);
-    if matches!(failure.outcome, Outcome::UpstreamReset | Outcome::UpstreamInvalid) {
-        let transition = exchange.place.failed(outlier::Failure::Reset, backend, Instant::now());
-        announce(transition, exchange.place.endpoint());
+    let blamed = match failure.outcome {
+        Outcome::UpstreamReset => Some(outlier::Failure::Reset),
+        Outcome::UpstreamInvalid => Some(outlier::Failure::Invalid),
+        Outcome::FirstByteTimeout | Outcome::GapTimeout => Some(outlier::Failure::FirstByteTimeout),
+        _ => None,
+    };
+    if let Some(blamed) = blamed {
+        let transition = exchange.place.failed(blamed, backend, Instant::now());
+        exchange.place.endpoint().announce(transition);
     }
     exchange.give_up();
     failure
 }
 
-/// A verdict on the endpoint from the status it answered with.
+/// A status by which the endpoint says that it failed. (429 and 503 say that it is busy, which is no failure.)
 fn judge_status(place: &mut Place, backend: &Backend, status: u16) {
-    let now = Instant::now();
-    let transition = match status {
-        500 | 502 | 504 => place.failed(outlier::Failure::ServerError, backend, now),
-        _ => place.succeeded(now),
-    };
-    announce(transition, place.endpoint());
+    if matches!(status, 500 | 502 | 504) {
+        let transition = place.failed(outlier::Failure::ServerError, backend, Instant::now());
+        place.endpoint().announce(transition);
+    }
 }
 
 fn blame(place: &mut Place, backend: &Backend, outcome: Outcome, failure: outlier::Failure) {
     place.endpoint().metrics.ended(outcome);
     let transition = place.failed(failure, backend, Instant::now());
-    announce(transition, place.endpoint());
-}
-
-/// Says in log and metrics what changed about an endpoint.
-fn announce(transition: Option<Transition>, endpoint: &Endpoint) {
-    let Some(transition) = transition else { return };
-    let (backend, name) = (&endpoint.backend, &endpoint.name);
-    match transition {
-        Transition::Ejected { until, reason } => {
-            endpoint.metrics.ejection(EjectionReason::Failures);
-            endpoint.metrics.ejected.set(1);
-            let span = until.saturating_duration_since(Instant::now());
-            tracing::warn!(%backend, endpoint = name, reason = reason.as_str(), ?span, "endpoint ejected");
-        }
-        Transition::Restored => {
-            endpoint.metrics.ejected.set(0);
-            tracing::info!(%backend, endpoint = name, "endpoint restored");
-        }
-        Transition::KeptAsLast { reason } => {
-            let reason = reason.as_str();
-            tracing::warn!(%backend, endpoint = name, reason, "endpoint fails but is the last one");
-        }
-    }
+    place.endpoint().announce(transition);
 }
 
 fn client_gone() -> Failure {

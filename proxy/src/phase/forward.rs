@@ -21,6 +21,10 @@ pub fn prepare(request: &mut Request, route: &Route, rng: &mut impl Rng) {
     strip_request_hop_by_hop(request);
     identify(request, rng);
     tell_origin(request);
+    if !request.head.fields.contains("host") {
+        // HTTP/1.0 knows no Host, but the endpoint is spoken to in HTTP/1.1.
+        request.head.fields.append("host", "localhost");
+    }
     rewrite(request, route);
 }
 
@@ -43,14 +47,20 @@ fn strip_request_hop_by_hop(request: &mut Request) {
 /// Request id and trace context, accepted or made (W3C Trace Context, level 1).
 fn identify(request: &mut Request, rng: &mut impl Rng) {
     let fields = &mut request.head.fields;
-    if fields.get("x-request-id") != Some(request.id.as_bytes()) {
+    if single(fields, "x-request-id") != Some(request.id.as_bytes()) {
         fields.set("x-request-id", request.id.as_bytes());
     }
-    if !fields.get("traceparent").is_some_and(is_traceparent) {
+    if !single(fields, "traceparent").is_some_and(is_traceparent) {
         fields.remove("tracestate");
         let (trace, span) = (hex128(rng.random()), hex128(rng.random()));
         fields.set("traceparent", format!("00-{trace}-{}-00", &span[..16]));
     }
+}
+
+/// The value of a field that is there once.
+fn single<'a>(fields: &'a Fields, name: &'a str) -> Option<&'a [u8]> {
+    let mut values = fields.get_all(name);
+    values.next().filter(|_| values.next().is_none())
 }
 
 /// The trace id of the request, once it has been identified.

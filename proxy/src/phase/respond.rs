@@ -160,7 +160,8 @@ fn break_off(request: &mut Request, client: &mut Downstream<'_>, failure: &Failu
     }
     // What was queued leaves now or never.
     let _ = client.poll_flush(&mut std::task::Context::from_waker(std::task::Waker::noop()));
-    client.abort();
+    // HTTP/1.1 ends without the last chunk; a stream that is dropped unfinished is reset once its data has left.
+    client.close_after_response();
 }
 
 /// Sends a whole response of our own.

@@ -22,6 +22,9 @@ use crate::{
     wire::{BodyLength, Downstream, RequestHead},
 };
 
+/// Request bytes kept even without retries, for a resting connection that turns out to be closed.
+const KEPT_FOR_STALE: u64 = 64 * 1024;
+
 /// Finds the route of the request, and the arm if it has arms.
 ///
 /// # Errors
@@ -140,7 +143,8 @@ fn text<'a>(request: &'a Request, field: &str) -> Option<&'a str> {
 /// The request belongs to this route from here on.
 fn enter(request: &mut Request, route: &Arc<Route>) {
     request.route = Some(Arc::clone(route));
-    request.upload.keep(route.settings.retry.as_ref().map_or(0, |retry| retry.buffer));
+    let buffer = route.settings.retry.as_ref().map_or(0, |retry| retry.buffer);
+    request.upload.keep(buffer.max(KEPT_FOR_STALE));
     match &route.action {
         Action::Split(split) => {
             let arm = choose_arm(route, split, request);

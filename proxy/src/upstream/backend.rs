@@ -181,7 +181,13 @@ impl Backend {
         if members.list.iter().any(could) { Choice::Full } else { Choice::Nobody }
     }
 
-    /// Whether an endpoint that is not in `tried` could serve now.
+    /// Whether there is an endpoint to try that is not in `tried`; as a last resort an ejected one.
+    pub fn has_untried(&self, tried: &[SocketAddr]) -> bool {
+        let members = self.members.load();
+        members.list.iter().any(|m| !tried.contains(&m.endpoint.address) && m.endpoint.is_ready())
+    }
+
+    /// Whether an endpoint that is not in `tried` could serve now, and is not ejected.
     pub fn has_other(&self, tried: &[SocketAddr], now: Instant) -> bool {
         let members = self.members.load();
         members.list.iter().any(|m| !tried.contains(&m.endpoint.address) && m.could_serve(now))
@@ -194,7 +200,7 @@ impl Backend {
 }
 
 impl Members {
-    fn has(&self, endpoint: &Arc<Endpoint>) -> bool {
+    pub(crate) fn has(&self, endpoint: &Arc<Endpoint>) -> bool {
         self.list.iter().any(|member| Arc::ptr_eq(&member.endpoint, endpoint))
     }
 }
@@ -238,9 +244,11 @@ impl Place {
         &self.member.endpoint
     }
 
-    /// The first byte is there: the prompt has been worked off.
-    pub fn first_byte(&mut self) {
+    /// The first byte is there: the prompt has been worked off, and a probe has its answer. An ordinary attempt is
+    /// judged at its end, since an engine can still fail in the middle.
+    pub fn first_byte(&mut self, now: Instant) -> Option<Transition> {
         self.in_flight.release_prefill();
+        if self.pass.as_ref().is_some_and(Pass::is_probe) { self.succeeded(now) } else { None }
     }
 
     /// The endpoint did what it should.
@@ -249,14 +257,15 @@ impl Place {
         outlier.on_success(pass, now)
     }
 
-    /// The endpoint failed.
+    /// The endpoint failed, even if it had begun well.
     pub fn failed(
         &mut self,
         failure: Failure,
         backend: &Backend,
         now: Instant,
     ) -> Option<Transition> {
-        let (outlier, pass) = (self.member.outlier.as_ref()?, self.pass.take()?);
+        let outlier = self.member.outlier.as_ref()?;
+        let pass = self.pass.take().unwrap_or(Pass::ordinary());
         let own = [self.member.endpoint.address];
         outlier.on_failure(pass, failure, now, || backend.has_other(&own, now))
     }
@@ -282,7 +291,7 @@ impl Candidates for View<'_> {
         let endpoint = &member.endpoint;
         endpoint.is_ready()
             && !self.tried.contains(&endpoint.address)
-            && !self.max.is_some_and(|max| endpoint.in_flight() as usize >= max)
+            && self.max.is_none_or(|max| (endpoint.in_flight() as usize) < max)
             && (self.last_resort || member.admits(self.now))
     }
 

@@ -73,14 +73,6 @@ impl Downstream<'_> {
             conn.close_after_response();
         }
     }
-
-    /// Breaks the response off, so that the client can not take it for complete.
-    pub fn abort(&mut self) {
-        match self {
-            Downstream::H1(conn) => conn.close_after_response(),
-            Downstream::H2(stream) => stream.reset(),
-        }
-    }
 }
 
 impl Side for Downstream<'_> {

@@ -67,10 +67,12 @@ impl RequestHead {
         self.target = self.fields.store(target.as_bytes());
     }
 
-    /// Whether the client asks to leave HTTP for another protocol on this connection.
+    /// Whether the client asks to leave HTTP for another protocol on this connection. An offer of `h2c` is none: it
+    /// concerns the connection to us, and we speak that only from the start (RFC 9113, 3.1).
     pub fn is_upgrade(&self) -> bool {
+        let offer = self.fields.get("upgrade");
         self.version == 11
-            && self.fields.contains("upgrade")
+            && offer.is_some_and(|protocol| !protocol.eq_ignore_ascii_case(b"h2c"))
             && super::fields::has_token(self.fields.get_all("connection"), "upgrade")
     }
 

@@ -164,11 +164,19 @@ fn normalise_target(head: &mut RequestHead) -> Result<(), WireError> {
 }
 
 fn check_host(head: &RequestHead) -> Result<(), WireError> {
-    match head.fields.get_all("host").count() {
-        0 if head.version >= 11 => Err(WireError::Invalid("request without Host")),
-        0 | 1 => Ok(()),
-        _ => Err(WireError::Invalid("request with more than one Host")),
+    let mut hosts = head.fields.get_all("host");
+    match (hosts.next(), hosts.next()) {
+        (None, _) if head.version >= 11 => Err(WireError::Invalid("request without Host")),
+        (Some(_), Some(_)) => Err(WireError::Invalid("request with more than one Host")),
+        (Some(host), None) if !is_authority(host) => Err(WireError::Invalid("malformed Host")),
+        (_, None) | (None, Some(_)) => Ok(()),
     }
+}
+
+/// `host` or `host:port` (RFC 9112, 3.2), or nothing: letters, digits and what a name, an address or a port may hold.
+fn is_authority(host: &[u8]) -> bool {
+    let of_host = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(b);
+    host.iter().all(of_host)
 }
 
 fn request_length(head: &mut RequestHead) -> Result<BodyLength, WireError> {

@@ -209,6 +209,12 @@ impl ServerConn {
     fn frame_body(&mut self, head: &ResponseHead, own: &mut Vec<u8>) {
         let declared = head.fields.contains("content-length");
         match head.body {
+            // The length of what GET would have got.
+            BodyLength::Exact(length) if self.exchange.method == http::Method::HEAD => {
+                if !declared {
+                    own.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+                }
+            }
             _ if never_has_body(&self.exchange.method, head.status) => {}
             BodyLength::Empty if !declared => own.extend_from_slice(b"content-length: 0\r\n"),
             BodyLength::Exact(length) if !declared => {
@@ -280,7 +286,7 @@ impl ServerConn {
 
 /// Tells a TLS handshake or other noise from the start of a request line without waiting for a whole line.
 fn starts_like_http(input: &[u8]) -> bool {
-    input.iter().take(16).take_while(|b| **b != b' ').all(|b| b.is_ascii_graphic())
+    input.iter().take(16).take_while(|b| **b != b' ').all(u8::is_ascii_graphic)
 }
 
 impl Side for ServerConn {

@@ -7,7 +7,7 @@ use h2::{RecvStream, server::SendResponse};
 use http::{Method, Request, Response, StatusCode};
 
 use super::{error, fields_of, map_of, poll_receive, sending::Sending};
-use crate::wire::{BodyLength, Frame, RequestHead, ResponseHead, Side, WireError};
+use crate::wire::{BodyLength, Fields, Frame, RequestHead, ResponseHead, Side, WireError};
 
 /// The stream of one request.
 pub struct ServerStream {
@@ -73,14 +73,6 @@ impl ServerStream {
     pub fn has_ended(&self) -> bool {
         self.sending.has_ended()
     }
-
-    /// Breaks the stream off, so that the client can not take it for complete.
-    pub fn reset(&mut self) {
-        match self.sending.is_open() {
-            true => self.sending.reset(h2::Reason::INTERNAL_ERROR),
-            false => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
-        }
-    }
 }
 
 impl Side for ServerStream {
@@ -110,6 +102,7 @@ impl Side for ServerStream {
 
 fn head_of(parts: &http::request::Parts, ended: bool) -> Result<RequestHead, WireError> {
     let mut fields = fields_of(&parts.headers);
+    join_cookies(&mut fields);
     if let Some(authority) = parts.uri.authority() {
         fields.set("host", authority.as_str());
     }
@@ -135,6 +128,14 @@ fn head_of(parts: &http::request::Parts, ended: bool) -> Result<RequestHead, Wir
     let mut head = RequestHead::new(parts.method.clone(), fields, target, 20);
     head.body = body;
     Ok(head)
+}
+
+/// HTTP/2 may send cookies one by one; HTTP/1.1 knows only one field of them (RFC 9113, 8.2.3).
+fn join_cookies(fields: &mut Fields) {
+    if fields.get_all("cookie").nth(1).is_some() {
+        let all = fields.get_all("cookie").collect::<Vec<_>>().join(&b"; "[..]);
+        fields.set("cookie", all);
+    }
 }
 
 fn response_of(head: &ResponseHead) -> Option<Response<()>> {
