@@ -45,16 +45,22 @@ POST /drain      say not ready from now on
 struct Page {
     status: StatusCode,
     content_type: &'static str,
+    allow: Option<&'static str>,
     body: String,
 }
 
 impl Page {
     fn text(status: StatusCode, body: impl Into<String>) -> Self {
-        Page { status, content_type: "text/plain; charset=utf-8", body: body.into() }
+        Page { status, content_type: "text/plain; charset=utf-8", allow: None, body: body.into() }
+    }
+
+    fn only(allow: &'static str) -> Self {
+        let page = Page::text(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow}; see /\n"));
+        Page { allow: Some(allow), ..page }
     }
 
     fn json(status: StatusCode, value: &Value) -> Self {
-        Page { status, content_type: "application/json", body: format!("{value:#}\n") }
+        Page { status, content_type: "application/json", allow: None, body: format!("{value:#}\n") }
     }
 }
 
@@ -92,6 +98,9 @@ async fn respond(session: &mut ServerSession, page: &Page) -> pingora_core::Resu
     head.insert_header(http::header::CONTENT_TYPE, page.content_type)?;
     head.insert_header(http::header::CONTENT_LENGTH, page.body.len())?;
     head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+    if let Some(allow) = page.allow {
+        head.insert_header(http::header::ALLOW, allow)?;
+    }
     session.write_response_header(Box::new(head)).await?;
     session.write_response_body(page.body.clone().into(), true).await
 }
@@ -108,9 +117,9 @@ impl Admin {
             "/endpoints" if read => Page::json(StatusCode::OK, &self.endpoints()),
             "/drain" if method == Method::POST => self.drain(),
             "/reload" if method == Method::POST => self.reload(),
-            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/drain"
-            | "/reload" => {
-                Page::text(StatusCode::METHOD_NOT_ALLOWED, "another method is needed; see /\n")
+            "/drain" | "/reload" => Page::only("POST"),
+            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" => {
+                Page::only("GET, HEAD")
             }
             _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
         }
@@ -129,7 +138,10 @@ impl Admin {
     fn metrics(&self, accept: Option<&str>) -> Page {
         let format = Format::negotiate(accept);
         match render(format, self.proxy.metrics.gather()) {
-            Ok(body) => Page { status: StatusCode::OK, content_type: format.content_type(), body },
+            Ok(body) => {
+                let page = Page::text(StatusCode::OK, body);
+                Page { content_type: format.content_type(), ..page }
+            }
             Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }

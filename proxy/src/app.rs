@@ -16,7 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use outrigger_config::Config;
+use outrigger_config::{Config, validated::LogPath};
 use pingora_core::server::{
     ListenFds, RunArgs, Server,
     configuration::{Opt, ServerConf},
@@ -91,7 +91,7 @@ fn assemble(config: Config) -> Result<Proxy, String> {
     let registry = Arc::new(Registry::new(metrics.clone()));
     let dropped = Arc::clone(&metrics.process().access_log_dropped);
     let access_log = AccessLog::start(&config.access_log, dropped)
-        .map_err(|error| format!("access log: {error}"))?;
+        .map_err(|error| format!("can not open the access log {}: {error}", target(&config)))?;
     let snapshot =
         Snapshot::compile(config, None, &registry, &metrics).map_err(|error| error.to_string())?;
     metrics.process().config_loaded(SystemTime::now());
@@ -105,6 +105,14 @@ fn assemble(config: Config) -> Result<Proxy, String> {
         reload: ReloadState::default(),
         connections: AtomicUsize::new(0),
     })
+}
+
+fn target(config: &Config) -> String {
+    match &config.access_log.path {
+        LogPath::File(path) => path.display().to_string(),
+        LogPath::Stdout => "on standard output".to_owned(),
+        LogPath::Stderr => "on standard error".to_owned(),
+    }
 }
 
 fn server(config: &Config, upgrade: bool) -> Server {

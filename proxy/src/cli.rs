@@ -49,12 +49,13 @@ enum Command {
 }
 
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("source").required(true).args(["config", "upstream"])))]
 struct Run {
     /// The configuration file. It is read again when it changes and on SIGHUP.
-    #[arg(short, long, value_name = "FILE", required_unless_present = "upstream")]
+    #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A model server to put the proxy before, instead of a file; several are balanced.
-    #[arg(short, long, value_name = "URL", conflicts_with = "config")]
+    #[arg(short, long, value_name = "URL")]
     upstream: Vec<String>,
     /// Where to take traffic, with --upstream [default: 0.0.0.0:8800]
     #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]

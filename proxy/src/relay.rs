@@ -41,6 +41,12 @@ pub enum Fault {
     Expired(Expiry),
 }
 
+impl From<Option<UploadError>> for Fault {
+    fn from(error: Option<UploadError>) -> Self {
+        error.map_or(Fault::ClientGone, Fault::from)
+    }
+}
+
 impl From<UploadError> for Fault {
     fn from(error: UploadError) -> Self {
         match error {
@@ -193,11 +199,12 @@ impl<'r, 'c> Exchange<'r, 'c> {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         loop {
             let full = self.advance_download(cx)?;
+            let before = self.client.queued();
             match self.client.poll_flush(cx) {
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::ClientGone)),
                 Poll::Ready(Ok(())) if self.is_over() => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) => self.state.client_behind = false,
-                Poll::Pending => self.note_client_behind(),
+                Poll::Pending => self.note_client_behind(before),
             }
             // The backlog is gone: there may be more to read that nobody would wake us for.
             if !(full && self.client.queued() <= BACKLOG) {
@@ -250,8 +257,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
         self.state.client_moved = Some(Instant::now());
     }
 
-    fn note_client_behind(&mut self) {
-        if !self.state.client_behind {
+    /// The client has not taken all; the clock runs from the last time that it took something.
+    fn note_client_behind(&mut self, before: usize) {
+        if !self.state.client_behind || self.client.queued() < before {
             self.state.client_behind = true;
             self.state.client_moved = Some(Instant::now());
         }

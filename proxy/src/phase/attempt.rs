@@ -150,23 +150,21 @@ impl<R: Rng> Attempts<'_, '_, R> {
         let endpoint = Arc::clone(place.endpoint());
         let dialled = connection(&endpoint, self.backend.settings.protocol, reuse, limit);
         let mut dialled = std::pin::pin!(dialled);
-        let listening = self.request.upload.has_ended();
-        let client = &mut *self.client;
+        let (client, upload) = (&mut *self.client, &mut self.request.upload);
         let result = poll_fn(|cx| match dialled.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(Some(result)),
-            Poll::Pending if listening && client.poll_gone(cx).is_ready() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
+            Poll::Ready(result) => Poll::Ready(Ok(result)),
+            Poll::Pending => upload.poll_watch(client, cx).map(Fault::from).map(Err),
         })
         .await;
         match result {
-            None => Err(Miss::Final(client_gone())),
-            Some(Ok((upstream, how))) => {
+            Err(fault) => Err(Miss::Final(client_fault(self.request, self.route, fault))),
+            Ok(Ok((upstream, how))) => {
                 let opened = how == UpstreamConnection::Opened;
                 self.request.trail.connect = opened.then(|| start.elapsed());
                 self.backend.metrics.connection(how);
                 Ok((upstream, place))
             }
-            Some(Err(error)) => Err(self.dial_failed(&mut place, &error)),
+            Ok(Err(error)) => Err(self.dial_failed(&mut place, &error)),
         }
     }
 
@@ -182,6 +180,12 @@ impl<R: Rng> Attempts<'_, '_, R> {
     }
 
     fn dial_failed(&self, place: &mut Place, error: &DialError) -> Miss {
+        let total = self.route.settings.deadline.total;
+        if total.is_some_and(|total| self.request.start.elapsed() >= total) {
+            // It may have been about to answer.
+            place.endpoint().metrics.ended(Outcome::TotalTimeout);
+            return Miss::Final(expired(self.request, self.route, Expiry::Total));
+        }
         let (outcome, failure, how) = match error {
             DialError::Failed(_) => (
                 Outcome::ConnectFailed,
@@ -233,6 +237,8 @@ impl<R: Rng> Attempts<'_, '_, R> {
             let again =
                 decide(request, self.route, &self.backend, reason, retry_after, &mut self.rng);
             if let Some(pause) = again {
+                let outcome = Outcome::of_upstream_status(head.status);
+                exchange.place.endpoint().metrics.ended(outcome);
                 judge_status(&mut exchange.place, &self.backend, head.status);
                 exchange.give_up();
                 return Err(Miss::Again(pause));
@@ -246,18 +252,16 @@ impl<R: Rng> Attempts<'_, '_, R> {
         let until = Instant::now() + pause;
         let total = bounds(self.request, self.route).total;
         let next = Next::never().or(Some(until), Expiry::Gap).or(total, Expiry::Total);
-        let listening = self.request.upload.has_ended();
         let (client, watchdog) = (&mut *self.client, &mut *self.watchdog);
-        let over = poll_fn(|cx| {
-            if listening && client.poll_gone(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            watchdog.poll_expired(next, cx).map(Some)
+        let upload = &mut self.request.upload;
+        let over = poll_fn(|cx| match upload.poll_watch(client, cx) {
+            Poll::Ready(left) => Poll::Ready(Err(Fault::from(left))),
+            Poll::Pending => watchdog.poll_expired(next, cx).map(Ok),
         });
         match over.await {
-            None => Err(client_gone()),
-            Some(Expiry::Total) => Err(expired(self.request, self.route, Expiry::Total)),
-            Some(_) => Ok(()),
+            Err(fault) => Err(client_fault(self.request, self.route, fault)),
+            Ok(Expiry::Total) => Err(expired(self.request, self.route, Expiry::Total)),
+            Ok(_) => Ok(()),
         }
     }
 }

@@ -176,6 +176,9 @@ async fn send(
         0 => BodyLength::Empty,
         length => BodyLength::Exact(length as u64),
     };
+    if !body.is_empty() {
+        head.fields.set("content-length", body.len().to_string());
+    }
     let gone = |_| Failure::new(Outcome::ClientGone, "the client went away");
     request.trail.status = Some(head.status);
     client.send_head(&head).map_err(gone)?;

@@ -3,7 +3,7 @@
 //! Bytes are kept from the start of the body up to a bound. While nothing was given up they can be sent again to
 //! another endpoint; once the bound is passed, or an endpoint has answered, the body is only passed on.
 
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
@@ -126,6 +126,24 @@ impl Upload {
             Frame::End => self.ended = true,
         }
         Poll::Ready(Ok(!self.ended))
+    }
+
+    /// Ready when the client has left, or sends what is no body, while nothing can be sent on. What comes of the body
+    /// meanwhile is taken in, up to a bound; beyond it, and while the client waits for `100 Continue`, it is not heard.
+    pub fn poll_watch(
+        &mut self,
+        client: &mut Downstream<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<UploadError>> {
+        while !self.ended {
+            if self.expects_continue || self.kept_bytes > BACKLOG as u64 {
+                return Poll::Pending;
+            }
+            if let Err(error) = ready!(self.poll_receive(client, cx)) {
+                return Poll::Ready(Some(error));
+            }
+        }
+        client.poll_gone(cx).map(|()| None)
     }
 
     fn look_at(&mut self, data: &[u8]) -> Result<(), UploadError> {

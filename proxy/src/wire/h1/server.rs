@@ -209,12 +209,6 @@ impl ServerConn {
     fn frame_body(&mut self, head: &ResponseHead, own: &mut Vec<u8>) {
         let declared = head.fields.contains("content-length");
         match head.body {
-            // The length of what GET would have got.
-            BodyLength::Exact(length) if self.exchange.method == http::Method::HEAD => {
-                if !declared {
-                    own.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
-                }
-            }
             _ if never_has_body(&self.exchange.method, head.status) => {}
             BodyLength::Empty if !declared => own.extend_from_slice(b"content-length: 0\r\n"),
             BodyLength::Exact(length) if !declared => {
