@@ -14,13 +14,10 @@ use serde_json::{Value, json};
 
 use crate::{
     proxy::Proxy,
-    reload,
+    reload::{self, Source},
     telemetry::exposition::{Format, render},
     upstream::Backend,
 };
-
-/// Where a configuration can be read again; `None` when there is no file.
-pub type Source = Option<std::path::PathBuf>;
 
 /// The admin application.
 pub struct Admin {

@@ -24,11 +24,10 @@ use pingora_core::server::{
 use tokio::sync::Notify;
 
 use crate::{
-    admin::Source,
     drain::Drain,
     endpoint::Registry,
     proxy::Proxy,
-    reload::ReloadState,
+    reload::{ReloadState, Source},
     snapshot::Snapshot,
     telemetry::{access_log::AccessLog, metrics::Metrics},
 };

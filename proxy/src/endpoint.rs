@@ -190,12 +190,13 @@ impl Registry {
             Entry { endpoint, left: None }
         });
         entry.left = None;
+        entry.endpoint.pool.open();
         (Arc::clone(&entry.endpoint), joined)
     }
 
     /// The endpoint gets no new requests; those in flight go on. Its resting connections are closed.
     pub fn leave(&self, endpoint: &Endpoint, now: Instant) {
-        endpoint.pool.clear();
+        endpoint.pool.close();
         let mut endpoints = self.endpoints.lock();
         if let Some(entry) = endpoints.get_mut(&(endpoint.backend.to_string(), endpoint.address)) {
             entry.left = Some(now);

@@ -23,7 +23,10 @@ use crate::{
     deadline::{Expiry, Next, Watchdog},
     request::Request,
     upstream::{Backend, backend::Place},
-    wire::{BACKLOG, BodyLength, Downstream, Frame, ResponseHead, Side, Upstream, WireError},
+    wire::{
+        BACKLOG, BodyLength, Downstream, Frame, ResponseHead, Side, Upstream, WireError,
+        hop::strip_hop_by_hop,
+    },
 };
 
 /// Why an exchange broke off.
@@ -166,7 +169,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
     /// `100` was answered by us when we asked for the body; the others are the client's to see.
     fn inform(&mut self, mut head: ResponseHead) {
         if head.status != 100 {
-            crate::phase::respond::strip_hop_by_hop(&mut head.fields);
+            strip_hop_by_hop(&mut head.fields);
             self.client.send_informational(&head);
         }
     }
@@ -212,8 +215,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
             }
         }
         self.advance_upload(cx)?;
-        if self.is_over() {
-            return Poll::Ready(Ok(()));
+        // The upload may have been the last thing that a tunnel waited for.
+        if self.is_over() && self.client.queued() == 0 {
+            return self.client.poll_flush(cx).map_err(|_| Fault::ClientGone);
         }
         self.poll_client_and_clock(cx)
     }

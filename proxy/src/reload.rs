@@ -5,7 +5,7 @@
 //! watched, not the file, so that an editor's rename and the symlink swap of a ConfigMap count as changes too.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,10 +16,13 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::{signal::unix::Signal, sync::mpsc};
 
-use crate::{admin::Source, proxy::Proxy, snapshot::Snapshot, telemetry::metrics::Verdict};
+use crate::{proxy::Proxy, snapshot::Snapshot, telemetry::metrics::Verdict};
 
 /// An editor writes more than once; what comes within this time is one change.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// Where a configuration can be read again; `None` when there is no file.
+pub type Source = Option<PathBuf>;
 
 /// How the last reload went.
 #[derive(Default)]

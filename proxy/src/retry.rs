@@ -17,6 +17,7 @@
 
 use std::time::Duration;
 
+pub use outrigger_config::validated::{RetryOn as Reasons, RetryReason as Reason};
 use rand::Rng;
 
 mod backoff;
@@ -24,69 +25,6 @@ mod budget;
 
 pub use backoff::{backoff, parse_retry_after, parse_retry_after_ms};
 pub use budget::Budget;
-
-/// Why an attempt failed, as far as it can be tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// No connection: refused, unreachable, or not within the connect deadline.
-    Connect,
-    /// The stream was refused before it was processed: h2 `REFUSED_STREAM`, or above the last
-    /// stream of a `GOAWAY`.
-    Refused,
-    /// The connection died before the first byte of an answer.
-    Reset,
-    /// The server declined: 429 or 503.
-    Overloaded,
-    /// No byte of an answer within the first-byte deadline.
-    FirstByte,
-    /// The server failed: 500, 502 or 504.
-    ServerError,
-}
-
-impl Reason {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Connect,
-        Self::Refused,
-        Self::Reset,
-        Self::Overloaded,
-        Self::FirstByte,
-        Self::ServerError,
-    ];
-
-    /// The word for the configuration, logs and metric labels.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Refused => "refused",
-            Self::Reset => "reset",
-            Self::Overloaded => "overloaded",
-            Self::FirstByte => "first_byte",
-            Self::ServerError => "server_error",
-        }
-    }
-}
-
-/// A set of reasons.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reasons(u8);
-
-impl Reasons {
-    /// Whether `reason` is in the set.
-    pub const fn contains(self, reason: Reason) -> bool {
-        self.0 & Self::bit(reason) != 0
-    }
-
-    const fn bit(reason: Reason) -> u8 {
-        1 << reason as u8
-    }
-}
-
-impl FromIterator<Reason> for Reasons {
-    fn from_iter<I: IntoIterator<Item = Reason>>(reasons: I) -> Self {
-        Self(reasons.into_iter().fold(0, |bits, reason| bits | Self::bit(reason)))
-    }
-}
 
 /// What a route allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,15 +247,5 @@ mod tests {
         let busy = Failed { reason: Reason::Overloaded, retry_after: Some(asked), ..FAILED };
         let Decision::Retry { after } = decide_on(&policy(), &busy) else { panic!("stopped") };
         assert!((asked..=asked + policy().backoff).contains(&after), "{after:?}");
-    }
-
-    #[test]
-    fn sets_of_reasons_hold_what_was_put_in() {
-        for reason in Reason::ALL {
-            let only: Reasons = [reason].into_iter().collect();
-            let held: Vec<_> = Reason::ALL.into_iter().filter(|&r| only.contains(r)).collect();
-            assert_eq!(held, [reason]);
-            assert!(!Reasons::default().contains(reason));
-        }
     }
 }

@@ -260,23 +260,9 @@ fn new_budget(route: &config::Route) -> Budget {
 fn retry_policy(retry: &config::Retry) -> retry::Policy {
     retry::Policy {
         attempts: retry.attempts,
-        on: retry::Reason::ALL
-            .into_iter()
-            .filter(|r| retry.when.contains(config_reason(*r)))
-            .collect(),
+        on: retry.when,
         backoff: retry.backoff,
         max_backoff: retry.max_backoff,
         max_retry_after: retry.max_retry_after,
-    }
-}
-
-pub(crate) fn config_reason(reason: retry::Reason) -> config::RetryReason {
-    match reason {
-        retry::Reason::Connect => config::RetryReason::Connect,
-        retry::Reason::Refused => config::RetryReason::Refused,
-        retry::Reason::Reset => config::RetryReason::Reset,
-        retry::Reason::Overloaded => config::RetryReason::Overloaded,
-        retry::Reason::FirstByte => config::RetryReason::FirstByte,
-        retry::Reason::ServerError => config::RetryReason::ServerError,
     }
 }

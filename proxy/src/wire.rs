@@ -16,6 +16,7 @@ pub mod fields;
 pub mod h1;
 pub mod h2;
 pub mod head;
+pub mod hop;
 mod outgoing;
 mod upstream;
 

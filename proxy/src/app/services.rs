@@ -21,10 +21,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::SharedFds;
 use crate::{
-    admin::{Admin, Source},
+    admin::Admin,
     connection::Gateway,
     proxy::Proxy,
-    reload, supervise,
+    reload::{self, Source},
+    supervise,
 };
 
 /// A socket, or none when it is to be taken over from a running proxy.

@@ -327,7 +327,7 @@ fn decide(
     };
     match retry::decide(policy, &failed, rng, || route.budget.try_withdraw(now)) {
         Decision::Retry { after } => {
-            route.metrics.retried(crate::snapshot::config_reason(reason));
+            route.metrics.retried(reason);
             Some(after)
         }
         Decision::Stop { why } => {
@@ -393,8 +393,10 @@ fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fau
             (failure.outcome, blamed, Some(Reason::FirstByte), failure.detail)
         }
         fault => {
+            let failure = client_fault(exchange.request, route, fault);
+            exchange.place.endpoint().metrics.ended(failure.outcome);
             exchange.give_up();
-            return Miss::Final(client_fault(exchange.request, route, fault));
+            return Miss::Final(failure);
         }
     };
     match blamed {

@@ -3,13 +3,13 @@
 use outrigger_config::validated::HeaderEdits;
 use rand::{Rng, RngExt};
 
-use super::respond::strip_hop_by_hop;
 use crate::{
     request::{Request, hex128},
     snapshot::Route,
     wire::{
         Fields,
         fields::{has_token, tokens},
+        hop::strip_hop_by_hop,
     },
 };
 

@@ -12,48 +12,14 @@ use outrigger_config::validated as config;
 use super::forward::{append_via, edit};
 use crate::{
     deadline::{Expiry, Next, Watchdog},
-    outcome::{Outcome, error_body},
+    outcome::{ErrorFormat, Outcome, error_body},
     request::{Failure, Request},
     snapshot::Route,
-    wire::{BodyLength, Downstream, Fields, Frame, ResponseHead, Side, fields::tokens},
+    wire::{BodyLength, Downstream, Fields, Frame, ResponseHead, Side, hop::strip_hop_by_hop},
 };
 
-/// Removes what concerns one connection alone, and what `connection` names besides (RFC 9110, 7.6.1).
-pub fn strip_hop_by_hop(fields: &mut Fields) {
-    let named: Vec<Vec<u8>> = fields
-        .get_all("connection")
-        .flat_map(tokens)
-        .filter(|token| !is_hop_by_hop(token) && !is_framing(token))
-        .map(<[u8]>::to_vec)
-        .collect();
-    fields.retain(|name, _| {
-        !is_hop_by_hop(name) && !named.iter().any(|n| n.eq_ignore_ascii_case(name))
-    });
-}
-
-/// Options and fields that never pass a proxy; `close` is an option, not a field, but no field has its name either.
-fn is_hop_by_hop(name: &[u8]) -> bool {
-    const NAMES: [&str; 9] = [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-        "close",
-        "http2-settings",
-        "proxy-authenticate",
-    ];
-    // Most names differ in length or first letter from all of these.
-    NAMES
-        .iter()
-        .any(|known| known.len() == name.len() && name.eq_ignore_ascii_case(known.as_bytes()))
-}
-
-/// Fields that no `connection` option may take away.
-fn is_framing(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"content-length") || name.eq_ignore_ascii_case(b"host")
-}
+/// How long a client may take to read why its response broke off.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Turns the head of an endpoint's response into the one that the client gets.
 pub fn prepare(head: &mut ResponseHead, request: &Request, route: &Route) {
@@ -127,7 +93,7 @@ pub async fn failure(
     failure: &Failure,
 ) {
     let Some(status) = failure.outcome.status().filter(|_| !client.head_sent()) else {
-        return break_off(request, client, failure);
+        return break_off(request, client, watchdog, failure).await;
     };
     let (content_type, body) =
         error_body(request.error_format(), failure.outcome, &failure.detail, &request.id);
@@ -148,19 +114,25 @@ pub async fn failure(
 
 /// The response has begun and can not be completed: an event stream says so in its own words, everything ends so
 /// that nobody takes it for complete.
-fn break_off(request: &mut Request, client: &mut Downstream<'_>, failure: &Failure) {
+async fn break_off(
+    request: &Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+    failure: &Failure,
+) {
     if client.head_sent() && request.progress.is_event_stream() {
-        let (_, body) = error_body(
-            crate::outcome::ErrorFormat::OpenAi,
-            failure.outcome,
-            &failure.detail,
-            &request.id,
-        );
+        let (_, body) =
+            error_body(ErrorFormat::OpenAi, failure.outcome, &failure.detail, &request.id);
         client.send(Frame::Data(Bytes::from(format!("\n\ndata: {body}\n\n"))));
+        client.end_events();
     }
-    // What was queued leaves now or never.
-    let _ = client.poll_flush(&mut std::task::Context::from_waker(std::task::Waker::noop()));
-    // HTTP/1.1 ends without the last chunk; a stream that is dropped unfinished is reset once its data has left.
+    let next = Next::never().or(Some(Instant::now() + LAST_WORDS), Expiry::ClientRead);
+    poll_fn(|cx| match client.poll_flush(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => watchdog.poll_expired(next, cx).map(|_| ()),
+    })
+    .await;
+    // HTTP/1.1 ends without the last chunk; a stream that is dropped unfinished is reset.
     client.close_after_response();
 }
 
@@ -196,28 +168,4 @@ async fn send(
         }),
     })
     .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_connection_names_goes_too_but_not_the_framing() {
-        let mut fields = Fields::new();
-        for (name, value) in [
-            ("Connection", "close, X-Secret, Content-Length"),
-            ("Keep-Alive", "timeout=5"),
-            ("X-Secret", "1"),
-            ("Content-Length", "3"),
-            ("Transfer-Encoding", "chunked"),
-            ("X-Kept", "1"),
-        ] {
-            fields.append(name, value);
-        }
-        strip_hop_by_hop(&mut fields);
-        let left: Vec<_> =
-            fields.iter().map(|(n, _)| String::from_utf8_lossy(n).into_owned()).collect();
-        assert_eq!(left, ["Content-Length", "X-Kept"]);
-    }
 }

@@ -17,7 +17,7 @@ use crate::{
     outcome::Outcome,
     relay::Fault,
     request::{Failure, Request},
-    scan::Progress,
+    scan::{Progress, Value},
     snapshot::{Action, Arm, Route, Split},
     wire::{BodyLength, Downstream, RequestHead},
 };
@@ -140,6 +140,14 @@ fn text<'a>(request: &'a Request, field: &str) -> Option<&'a str> {
     request.upload.scanner()?.get(field)?.value.as_text()
 }
 
+/// A string or a number of the body, as it is written.
+fn key<'a>(request: &'a Request, field: &str) -> Option<&'a [u8]> {
+    match &request.upload.scanner()?.get(field)?.value {
+        Value::Text(text) | Value::Number(text) => Some(text.as_bytes()),
+        Value::Bool(_) | Value::Null | Value::Nested | Value::TooLong => None,
+    }
+}
+
 /// The request belongs to this route from here on.
 fn enter(request: &mut Request, route: &Arc<Route>) {
     request.route = Some(Arc::clone(route));
@@ -167,7 +175,7 @@ fn choose_arm<'a>(route: &'a Route, split: &'a Split, request: &Request) -> &'a 
     match &route.settings.sticky {
         Some(Sticky::Header(name)) => by_key(split, fields.get(name)),
         Some(Sticky::Cookie(name)) => by_key(split, cookie(&request.head, name)),
-        Some(Sticky::Body(field)) => by_key(split, text(request, field).map(str::as_bytes)),
+        Some(Sticky::Body(field)) => by_key(split, key(request, field)),
         None => split.next(),
     }
 }

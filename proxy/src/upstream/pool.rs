@@ -8,6 +8,7 @@
 
 use std::{
     future::poll_fn,
+    sync::atomic::{AtomicBool, Ordering},
     task::Poll,
     time::{Duration, Instant},
 };
@@ -23,6 +24,8 @@ use crate::wire::h1::ClientConn;
 pub struct Pool {
     resting: Mutex<Vec<Resting>>,
     shared: Mutex<Vec<SendRequest<Bytes>>>,
+    /// The endpoint has left: nothing rests here any more.
+    closed: AtomicBool,
 }
 
 struct Resting {
@@ -51,7 +54,8 @@ impl Pool {
     pub fn put(&self, mut conn: Box<ClientConn>, now: Instant, idle: Duration, max: usize) {
         conn.rest();
         let mut resting = self.resting.lock();
-        if resting.len() < max {
+        // Looked at under the lock that `close` takes afterwards, so that nothing slips in behind it.
+        if resting.len() < max && !self.closed.load(Ordering::Acquire) {
             resting.push(Resting { conn, since: now, until: now + idle });
         }
     }
@@ -78,8 +82,14 @@ impl Pool {
         self.shared.lock().push(connection);
     }
 
-    /// Closes every resting connection.
-    pub fn clear(&self) {
+    /// Takes connections again.
+    pub fn open(&self) {
+        self.closed.store(false, Ordering::Release);
+    }
+
+    /// Closes every resting connection, and those that would come to rest.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.resting.lock().clear();
         self.shared.lock().clear();
     }

@@ -67,6 +67,14 @@ impl Downstream<'_> {
         }
     }
 
+    /// The last event of a stream that broke off has been sent. HTTP/1.1 shows the break by a missing last chunk; an
+    /// HTTP/2 stream that is reset takes what waits with it, so there the event has to say it alone.
+    pub fn end_events(&mut self) {
+        if let Downstream::H2(_) = self {
+            self.send(Frame::End);
+        }
+    }
+
     /// The connection will not be used again after this response.
     pub fn close_after_response(&mut self) {
         if let Downstream::H1(conn) = self {

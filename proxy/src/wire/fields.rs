@@ -128,6 +128,11 @@ impl Fields {
         self.entries.iter().map(|e| (e.name.of(&self.bytes), e.value.of(&self.bytes)))
     }
 
+    /// How many bytes the fields take on the wire, and some more.
+    pub(crate) fn wire_len(&self) -> usize {
+        self.bytes.len() + 4 * self.entries.len() + 128
+    }
+
     /// How many fields there are.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -16,6 +16,8 @@ use tokio::io::AsyncWrite;
 
 /// Pieces below this size are copied; the copy is cheaper than another entry of a vectored write.
 const COPY_BELOW: usize = 4 * 1024;
+/// The first allocation: a head and a small body.
+const FIRST: usize = 2 * 1024;
 /// Entries handed to one vectored write.
 const SLICES: usize = 16;
 
@@ -32,8 +34,16 @@ impl Outgoing {
     }
 
     pub(super) fn push_slice(&mut self, bytes: &[u8]) {
+        if self.tail.capacity() == 0 {
+            self.tail.reserve(FIRST.max(bytes.len()));
+        }
         self.tail.extend_from_slice(bytes);
         self.len += bytes.len();
+    }
+
+    /// Makes room for so many bytes in small pieces.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        self.tail.reserve(bytes);
     }
 
     pub(super) fn push(&mut self, bytes: Bytes) {

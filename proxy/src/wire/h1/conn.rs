@@ -173,6 +173,7 @@ impl Conn {
     }
 
     pub(super) fn queue_fields(&mut self, fields: &Fields) {
+        self.out.reserve(fields.wire_len());
         for (name, value) in fields.iter() {
             self.queue_slice(name);
             self.queue_slice(b": ");
