@@ -11,7 +11,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    sync::{Arc, OnceLock, atomic::AtomicUsize},
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -102,7 +102,6 @@ fn assemble(config: Config) -> Result<Proxy, String> {
         access_log,
         drain: Drain::new(),
         reload: ReloadState::default(),
-        connections: AtomicUsize::new(0),
     })
 }
 

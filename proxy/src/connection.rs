@@ -8,7 +8,7 @@ mod http2;
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -47,15 +47,15 @@ pub struct Gateway {
 impl ServerApp for Gateway {
     async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
         self.metrics.accepted.inc();
+        let _connected = self.proxy.drain.connect();
         let limit = self.proxy.snapshot.load().config.limits.connections;
-        if self.proxy.connections.fetch_add(1, Ordering::Relaxed) < limit {
+        if self.proxy.drain.connections() <= limit {
             self.metrics.open.inc();
             serve(&self.proxy, stream).await;
             self.metrics.open.dec();
         } else {
             self.metrics.refused.inc();
         }
-        self.proxy.connections.fetch_sub(1, Ordering::Relaxed);
         None
     }
 }
@@ -66,7 +66,8 @@ async fn serve(proxy: &Arc<Proxy>, stream: Stream) {
     let mut watchdog = Watchdog::new();
     let mut cut = Cut::watch(proxy);
     let mut conn = ServerConn::new(Conn::new(stream), proxy.snapshot.load().head_limits());
-    if !rest(proxy, &mut conn, &mut watchdog, &mut closing).await {
+    // A connection that was accepted may say what it came for, even if the listeners have closed since.
+    if !rest(proxy, &mut conn, &mut watchdog, None).await {
         return;
     }
     if speaks_h2(proxy, &mut conn, &mut watchdog).await {
@@ -74,7 +75,7 @@ async fn serve(proxy: &Arc<Proxy>, stream: Stream) {
     }
     while Box::pin(one_request(proxy, &peer, &mut conn, &mut watchdog, &mut cut)).await {
         conn.rest();
-        if !rest(proxy, &mut conn, &mut watchdog, &mut closing).await {
+        if !rest(proxy, &mut conn, &mut watchdog, Some(&mut closing)).await {
             return;
         }
     }
@@ -91,14 +92,15 @@ async fn rest(
     proxy: &Proxy,
     conn: &mut ServerConn,
     watchdog: &mut Watchdog,
-    closing: &mut Closing,
+    mut closing: Option<&mut Closing>,
 ) -> bool {
     let until = Instant::now() + proxy.snapshot.load().config.limits.idle_timeout;
     poll_fn(|cx| {
         if let Poll::Ready(readable) = conn.poll_readable(cx) {
             return Poll::Ready(readable);
         }
-        let over = closing.poll(cx).is_ready() || watchdog.poll_until(until, cx).is_ready();
+        let closed = closing.as_mut().is_some_and(|closing| closing.poll(cx).is_ready());
+        let over = closed || watchdog.poll_until(until, cx).is_ready();
         if over { Poll::Ready(false) } else { Poll::Pending }
     })
     .await

@@ -23,6 +23,8 @@ pub struct Drain {
     handed_over: watch::Sender<bool>,
     cut: watch::Sender<bool>,
     in_flight: AtomicUsize,
+    connections: AtomicUsize,
+    accepting: watch::Sender<bool>,
     idle: Notify,
 }
 
@@ -35,6 +37,8 @@ impl Drain {
             handed_over: watch::channel(false).0,
             cut: watch::channel(false).0,
             in_flight: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            accepting: watch::channel(true).0,
             idle: Notify::new(),
         })
     }
@@ -90,18 +94,61 @@ impl Drain {
         self.in_flight.load(Ordering::Acquire)
     }
 
+    /// Counts a client connection in until it is dropped.
+    pub fn connect(self: &Arc<Self>) -> Connected {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        Connected(Arc::clone(self))
+    }
+
+    /// Client connections that are open.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Acquire)
+    }
+
+    /// Every listener has stopped accepting.
+    pub fn stopped_accepting(&self) {
+        self.accepting.send_replace(false);
+    }
+
+    /// Waits until no listener accepts any more.
+    pub async fn accepts_no_more(&self) {
+        // The sender is ours.
+        let _ = self.accepting.subscribe().wait_for(|accepting| !accepting).await;
+    }
+
     /// Waits until no request is in flight; `false` when that took longer than `limit`.
     pub async fn idle(&self, limit: Duration) -> bool {
-        let idle = async {
-            loop {
-                let notified = self.idle.notified();
-                if self.in_flight() == 0 {
-                    return;
-                }
-                notified.await;
+        tokio::time::timeout(limit, self.none(Self::in_flight)).await.is_ok()
+    }
+
+    /// Waits until every client connection has closed; `false` when that took longer than `limit`.
+    pub async fn closed(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.none(Self::connections)).await.is_ok()
+    }
+
+    async fn none(&self, count: fn(&Self) -> usize) {
+        loop {
+            let notified = self.idle.notified();
+            if count(self) == 0 {
+                return;
             }
-        };
-        tokio::time::timeout(limit, idle).await.is_ok()
+            notified.await;
+        }
+    }
+
+    fn left(&self, count: &AtomicUsize) {
+        if count.fetch_sub(1, Ordering::AcqRel) == 1 && self.is_draining() {
+            self.idle.notify_waiters();
+        }
+    }
+}
+
+/// An open client connection.
+pub struct Connected(Arc<Drain>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.left(&self.0.connections);
     }
 }
 
@@ -110,9 +157,7 @@ pub struct InFlight(Arc<Drain>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.is_draining() {
-            self.0.idle.notify_waiters();
-        }
+        self.0.left(&self.0.in_flight);
     }
 }
 

@@ -264,7 +264,7 @@ impl Outcome {
                 "The answer was not complete in the time allowed. Ask for a shorter one."
             }
             Self::UpstreamReset => {
-                "The model server closed the connection before it had answered. Try again shortly."
+                "The model server closed the connection before its answer was complete. Try again shortly."
             }
             Self::UpstreamInvalid => {
                 "The model server's answer was not valid HTTP. Report it to the operator."

@@ -1,6 +1,6 @@
 //! What every request and every background job shares.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -29,6 +29,4 @@ pub struct Proxy {
     pub drain: Arc<Drain>,
     /// How the last reload went.
     pub reload: ReloadState,
-    /// Open client connections.
-    pub connections: AtomicUsize,
 }

@@ -157,6 +157,7 @@ impl Service for TrafficService {
             .iter_mut()
             .map(|service| service.start_service(Some(Arc::clone(&fds)), closing.clone(), tasks));
         join_all(running).await;
+        self.proxy.drain.stopped_accepting();
     }
 
     fn name(&self) -> &'static str {

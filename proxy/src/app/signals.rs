@@ -83,8 +83,12 @@ impl Signals {
         tracing::info!(delay = ?settings.delay, timeout = ?settings.timeout, "draining");
         tokio::time::sleep(settings.delay).await;
         drain.close();
+        // What was accepted just before is served like everything else.
+        let _ = tokio::time::timeout(LAST_WORDS, drain.accepts_no_more()).await;
         if drain.idle(settings.timeout).await {
             tracing::info!("drained");
+            // Resting connections close by themselves; those that never said anything are not waited for.
+            drain.closed(LAST_WORDS).await;
         } else {
             let cut = drain.in_flight();
             tracing::warn!(cut, "drain timeout: requests cut");

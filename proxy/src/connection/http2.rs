@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -23,6 +24,8 @@ use crate::{
 
 /// Streams that a client may have open at once.
 const MAX_STREAMS: u32 = 256;
+/// How long a client may take to answer that the connection ends.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Credit a client has per stream and per connection, in bytes.
 const WINDOW: u32 = 1024 * 1024;
 
@@ -42,7 +45,8 @@ pub(super) async fn serve(
     };
     let mut leaving = false;
     loop {
-        let idle = tokio::time::sleep(limits.idle_timeout);
+        let patience = if leaving { GOODBYE } else { limits.idle_timeout };
+        let idle = tokio::time::sleep(patience);
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => spawn(proxy, peer, request, respond),
@@ -52,9 +56,14 @@ pub(super) async fn serve(
                 leaving = true;
                 connection.graceful_shutdown();
             }
-            () = idle, if !leaving => if !connection.has_streams() {
-                leaving = true;
-                connection.graceful_shutdown();
+            () = idle => match (connection.has_streams(), leaving) {
+                (true, _) => {}
+                (false, false) => {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+                // It was told to go and says nothing.
+                (false, true) => return,
             },
         }
     }
