@@ -170,7 +170,7 @@ impl Admin {
         let Some(path) = &self.source else {
             return Page::text(StatusCode::CONFLICT, "there is no configuration file\n");
         };
-        match reload::apply(&self.proxy, outrigger_config::load(path)) {
+        match reload::from_file(&self.proxy, path) {
             Ok(()) => Page::json(StatusCode::OK, &json!({ "accepted": true })),
             Err(problems) => {
                 let page = json!({ "accepted": false, "problems": problems });

@@ -26,7 +26,11 @@ pub type Source = Option<PathBuf>;
 
 /// How the last reload went.
 #[derive(Default)]
-pub struct ReloadState(Mutex<LastReload>);
+pub struct ReloadState {
+    last: Mutex<LastReload>,
+    /// Held by a reload from reading to swapping: the admin page and the watch may want one at the same time.
+    turn: Mutex<()>,
+}
 
 /// What the admin page says of the last reload.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -46,11 +50,11 @@ pub struct LastReload {
 impl ReloadState {
     /// How the last reload went.
     pub fn last(&self) -> LastReload {
-        self.0.lock().clone()
+        self.last.lock().clone()
     }
 
     fn record(&self, problems: Vec<String>, restart_needed: Vec<&'static str>) {
-        let mut last = self.0.lock();
+        let mut last = self.last.lock();
         last.attempts += 1;
         last.accepted = Some(problems.is_empty());
         last.at =
@@ -59,11 +63,20 @@ impl ReloadState {
     }
 }
 
+/// Reads the file again and puts it in the place of the configuration in force.
+///
+/// # Errors
+/// A line for each problem; the old configuration stays.
+pub fn from_file(proxy: &Proxy, path: &Path) -> Result<(), Vec<String>> {
+    let _turn = proxy.reload.turn.lock();
+    apply(proxy, outrigger_config::load(path))
+}
+
 /// Puts `config` in the place of the one in force. Settings that need a restart keep their present values.
 ///
 /// # Errors
 /// A line for each problem; the old configuration stays.
-pub fn apply(proxy: &Proxy, config: Result<Config, Report>) -> Result<(), Vec<String>> {
+fn apply(proxy: &Proxy, config: Result<Config, Report>) -> Result<(), Vec<String>> {
     let result = config.map_err(|report| lines(&report)).and_then(|config| swap(proxy, config));
     let (verdict, problems, restart) = match result {
         Ok(restart) => (Verdict::Success, Vec::new(), restart),
@@ -136,15 +149,17 @@ pub async fn watch(proxy: Arc<Proxy>, source: Source, mut hangups: Signal) {
         if asked || now != text {
             text = now;
             // What went wrong is in the log, the metrics and the admin page.
-            let _ = apply(&proxy, outrigger_config::load(path));
+            let _ = from_file(&proxy, path);
         }
     }
 }
 
 /// The file may have changed after it was loaded and before it was watched.
 fn take_up_change_at_start(proxy: &Proxy, path: &Path) {
+    let _turn = proxy.reload.turn.lock();
     match outrigger_config::load(path) {
         Ok(config) if config == proxy.snapshot.load().config => {}
+        // What went wrong is in the log, the metrics and the admin page.
         changed => _ = apply(proxy, changed),
     }
 }
