@@ -86,6 +86,7 @@ impl<R: Rng> Attempts<'_, '_, R> {
                 Ok(outcome) => return Ok(outcome),
                 Err(Miss::Final(failure)) => return Err(failure),
                 Err(Miss::Again(pause)) => pause,
+                // A new connection is never stale; were it so, this would be one more attempt.
                 Err(Miss::Stale(_)) => Duration::ZERO,
                 Err(Miss::Retryable(reason, failure)) => {
                     match decide(

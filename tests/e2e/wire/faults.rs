@@ -1,6 +1,6 @@
 //! Endpoints that answer wrongly or not to the end: 502, or a response that nobody can take for complete.
 
-use outrigger_tests::harness::{Answer, Broken, Call, Client, Closed, Protocol, Raw};
+use outrigger_tests::harness::{Answer, Broken, Call, Client, Protocol, Raw};
 use outrigger_tests::sim::pattern;
 
 use super::upstream::{Upstream, get_answered_with};

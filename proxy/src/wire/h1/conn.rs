@@ -82,7 +82,7 @@ impl Conn {
         Poll::Ready(Ok(count))
     }
 
-    /// Like [`Conn::poll_fill`], without holding a buffer while nothing comes.
+    /// Reads more into the input, without holding a buffer while nothing comes; `Ok(0)` is the end of the stream.
     pub fn poll_fill_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read_closed {
             return Poll::Ready(Ok(0));
