@@ -92,6 +92,9 @@ pub async fn failure(
     watchdog: &mut Watchdog,
     failure: &Failure,
 ) {
+    if failure.outcome == Outcome::ClientGone {
+        return client.close_after_response();
+    }
     let Some(status) = failure.outcome.status().filter(|_| !client.head_sent()) else {
         return break_off(request, client, watchdog, failure).await;
     };
@@ -155,7 +158,7 @@ async fn send(
     request.trail.status = Some(head.status);
     client.send_head(&head).map_err(gone)?;
     if !body.is_empty() && request.head.method != http::Method::HEAD {
-        request.progress.data(&body, Instant::now());
+        request.progress.own(body.len());
         client.send(Frame::Data(body));
     }
     client.send(Frame::End);

@@ -54,6 +54,11 @@ impl Progress {
         self.chunks == 1
     }
 
+    /// So many bytes of a body of our own were sent. They count as bytes, but tell nothing about an endpoint.
+    pub fn own(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
     /// Whether the response is a stream of events.
     pub fn is_event_stream(&self) -> bool {
         self.event_stream
