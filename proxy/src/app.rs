@@ -121,6 +121,8 @@ fn server(config: &Config, upgrade: bool) -> Server {
         // Draining is ours (see `drain`); when the server is told to stop, nothing is left to wait for.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
+        // Timeouts on tokio's timers: pingora's own keep a thread that wakes a hundred times a second.
+        fast_timeout_to_tokio_threshold_seconds: Some(0),
         ..ServerConf::default()
     };
     let opt = Opt { upgrade, ..Opt::default() };
