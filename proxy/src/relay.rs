@@ -258,7 +258,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
 
     fn note_end(&mut self) {
         self.state.download_ended = true;
-        self.state.client_moved = Some(Instant::now());
+        if self.state.tunnel {
+            self.state.client_moved = Some(Instant::now());
+        }
     }
 
     /// The client has not taken all; the clock runs from the last time that it took something.

@@ -21,8 +21,6 @@ use crate::{
 /// What a connection tells about each of its requests.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where the client is.
-    pub client: SocketAddr,
     /// The client's address as text.
     pub client_ip: String,
 }
@@ -34,7 +32,7 @@ impl Peer {
             IpAddr::V6(ip) => ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4),
             ip @ IpAddr::V4(_) => ip,
         };
-        Peer { client, client_ip: client_ip.to_string() }
+        Peer { client_ip: client_ip.to_string() }
     }
 }
 
@@ -90,14 +88,12 @@ pub struct Failure {
     pub outcome: Outcome,
     /// What happened, for the client and the log.
     pub detail: String,
-    /// How long the client should wait before it tries again.
-    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
     /// A failure and what happened.
     pub fn new(outcome: Outcome, detail: impl Into<String>) -> Self {
-        Failure { outcome, detail: detail.into(), retry_after: None }
+        Failure { outcome, detail: detail.into() }
     }
 }
 
@@ -169,7 +165,7 @@ fn request_id(head: &RequestHead, rng: &mut impl Rng) -> String {
     }
 }
 
-/// 32 hexadecimal digits. (The formatter of the standard library takes ten times as long for 128 bits.)
+/// 32 hexadecimal digits, without the detour through the formatter.
 pub fn hex128(bits: u128) -> String {
     let nibble = |at: u32| char::from(b"0123456789abcdef"[(bits >> (124 - 4 * at)) as usize & 15]);
     (0..32).map(nibble).collect()

@@ -18,6 +18,8 @@ use crate::{
     wire::{BodyLength, Downstream, Fields, Frame, ResponseHead, Side, hop::strip_hop_by_hop},
 };
 
+/// When to come back, in seconds: the least that the field can say, since nothing is known of how long it will last.
+const RETRY_AFTER: &str = "1";
 /// How long a client may take to read why its response broke off.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -108,8 +110,7 @@ pub async fn failure(
         head.fields.append("x-should-retry", if retry { "true" } else { "false" });
     }
     if failure.outcome.wants_retry_after() {
-        let wait = failure.retry_after.map_or(1, |wait| wait.as_secs().max(1));
-        head.fields.append("retry-after", wait.to_string());
+        head.fields.append("retry-after", RETRY_AFTER);
     }
     // A client that does not take its error is gone; the outcome stays what it was.
     let _ = send(request, client, watchdog, head, body.into()).await;

@@ -64,11 +64,6 @@ impl Progress {
         self.event_stream
     }
 
-    /// When the first piece came.
-    pub fn first_data(&self) -> Option<Instant> {
-        self.first
-    }
-
     /// When the last piece came.
     pub fn last_data(&self) -> Option<Instant> {
         self.last
