@@ -20,11 +20,11 @@ use std::time::Duration;
 use crate::read::Document;
 use crate::read::tree::Node;
 use crate::report::{Problem, Report};
-use crate::schema::{File, Switch};
+use crate::schema::{EndpointEntry, File, Switch};
 use crate::units::format_duration;
 use crate::validated::{
-    AccessLog, Admin, Config, Drain, Endpoint, Forwarding, Host, Limits, Listener, Log, LogField,
-    LogPath, Runtime,
+    AccessLog, Action, Admin, Backend, Config, Dns, Drain, Endpoint, Forwarding, Host, Key, Limits,
+    Listener, Log, LogField, LogPath, Place, Route, Runtime,
 };
 
 pub(crate) use text::endpoint as parse_endpoint;
@@ -42,6 +42,22 @@ pub(crate) fn check(mut document: Document, file: &File) -> Result<Config, Repor
     }
     sort(&mut problems);
     Err(Report { problems })
+}
+
+/// The endpoints of a file that lists nothing else; or every problem of both.
+pub(crate) fn check_endpoints(
+    mut document: Document,
+    entries: &[EndpointEntry],
+) -> Result<Vec<Endpoint>, Report> {
+    let mut checker = Checker { document: &document, problems: vec![], warnings: vec![] };
+    let endpoints = checker.addresses(&document.root, entries);
+    let found = checker.problems;
+    document.problems.extend(found);
+    sort(&mut document.problems);
+    match document.problems.is_empty() {
+        true => Ok(endpoints),
+        false => Err(Report { problems: document.problems }),
+    }
 }
 
 /// In the order of the file.
@@ -74,6 +90,17 @@ impl Checker<'_> {
         }
     }
 
+    /// Notes that a text is not there or is empty, whatever else is wrong beside it.
+    fn missing(&mut self, node: &Node, key: &str) {
+        match node.get(key) {
+            Some(empty) => self.wrong(empty, "is empty", None),
+            None => {
+                let message = format!("missing field \"{key}\"");
+                self.problems.push(node.problem(&self.document.source, &message, None));
+            }
+        }
+    }
+
     fn warn(&mut self, node: &Node, message: impl AsRef<str>) {
         self.warnings.push(node.key_problem(&self.document.source, message.as_ref(), None));
     }
@@ -98,13 +125,17 @@ impl Checker<'_> {
         let listeners = self.listeners(root.at("listeners"), file);
         let admin = self.admin(root, file, &listeners);
         let backends = self.backends(root.at("backends"), file, &listeners);
-        let routes = self.routes(root.at("routes"), file);
+        let mut routes = self.routes(root.at("routes"), file);
+        for route in &mut routes {
+            route.key_fields = key_fields(route, &backends);
+        }
         self.unused_backends(root.at("backends"), &backends, &routes);
         Config {
             listeners,
             admin,
             runtime: runtime(file),
             limits: limits(file),
+            dns: self.dns(root.at("dns").at("servers"), file),
             backends,
             routes,
             forwarding: Forwarding { trusted_hops: file.forwarding.trusted_hops.0 as usize },
@@ -146,12 +177,21 @@ impl Checker<'_> {
         Admin { address }
     }
 
+    fn dns(&mut self, node: &Node, file: &File) -> Dns {
+        let mut servers = Vec::new();
+        let items = self.document.items(node, file.dns.servers.len());
+        for (item, server) in items.into_iter().zip(&file.dns.servers) {
+            let Some(server) = self.text(item, text::dns_server(server)) else { continue };
+            if servers.contains(&server) {
+                self.wrong(item, format!("{server} is listed twice"), None);
+            }
+            servers.push(server);
+        }
+        Dns { servers }
+    }
+
     fn access_log(&mut self, node: &Node, file: &File) -> AccessLog {
         let log = &file.access_log;
-        let format = match log.format {
-            Switch::Off => None,
-            Switch::On(format) => Some(format),
-        };
         if log.path.is_empty() {
             self.wrong(node.at("path"), "is empty", Some("stdout, stderr or a file".to_owned()));
         }
@@ -160,7 +200,11 @@ impl Checker<'_> {
             "stderr" => LogPath::Stderr,
             path => LogPath::File(PathBuf::from(path)),
         };
-        AccessLog { format, path, fields: self.log_fields(node.at("fields"), &log.fields) }
+        AccessLog {
+            format: on(&log.format).copied(),
+            path,
+            fields: self.log_fields(node.at("fields"), &log.fields),
+        }
     }
 
     fn log_fields(&mut self, node: &Node, fields: &[LogField]) -> Vec<LogField> {
@@ -175,6 +219,14 @@ impl Checker<'_> {
             }
         }
         fields.to_vec()
+    }
+}
+
+/// The value that is not `off`.
+fn on<T>(switch: &Switch<T>) -> Option<&T> {
+    match switch {
+        Switch::Off => None,
+        Switch::On(value) => Some(value),
     }
 }
 
@@ -206,7 +258,8 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 
 /// Whether the endpoint is this listener: traffic to it would come back.
 fn is_own(listener: SocketAddr, endpoint: &Endpoint) -> bool {
-    let local = match &endpoint.host {
+    let Place::Host { host, port } = &endpoint.place else { return false };
+    let local = match host {
         Host::Ip(ip) => {
             *ip == listener.ip() || (ip.is_loopback() && listener.ip().is_unspecified())
         }
@@ -214,5 +267,22 @@ fn is_own(listener: SocketAddr, endpoint: &Endpoint) -> bool {
             name == "localhost" && (listener.ip().is_loopback() || listener.ip().is_unspecified())
         }
     };
-    local && listener.port() == endpoint.port
+    local && listener.port() == *port
+}
+
+/// See [`Route::key_fields`].
+fn key_fields(route: &Route, backends: &[Backend]) -> Vec<String> {
+    let arms = if let Action::Split(arms) = &route.action { arms.as_slice() } else { &[] };
+    let used = arms.iter().map(|arm| arm.backend);
+    let used = used.chain(route.mirror.iter().map(|mirror| mirror.backend));
+    let keys = used.filter_map(|index| backends.get(index)?.balance.key.as_ref());
+    let mut fields: Vec<_> = keys
+        .filter_map(|key| match key {
+            Key::Body(field) => Some(field.clone()),
+            Key::Header(_) | Key::Cookie(_) | Key::Client => None,
+        })
+        .collect();
+    fields.sort_unstable();
+    fields.dedup();
+    fields
 }

@@ -8,6 +8,7 @@
 //!   lists in file order, an arm of a split counts into the backends, durations are `Duration`
 //!   (`None` where the file says `off`), patterns are sorted into kinds and have `matches(&str) ->
 //!   bool` ([`pattern`]). It serializes to the effective configuration, with units.
+//! - [`load_endpoints`] reads a list of endpoints that stands in a file of its own.
 //! - [`changed_restart_settings`] names what a reload cannot change.
 //! - [`json_schema`] and [`EXAMPLE`] are what `outrigger schema` and `outrigger example` print.
 
@@ -30,6 +31,7 @@ use read::Document;
 pub use report::{Problem, Report};
 pub use schema::json_schema;
 pub use validated::Config;
+use validated::Endpoint;
 
 /// Every setting with its meaning and its default, as YAML.
 pub const EXAMPLE: &str = include_str!("../examples/full.yaml");
@@ -49,10 +51,7 @@ pub const UPSTREAM_ROUTE: &str = "default";
 /// The file cannot be read, or has problems: all of them, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Report> {
     let source = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text, &source),
-        Err(error) => Err(report(&source, "", format!("cannot be read: {error}"))),
-    }
+    parse(&read(path, &source)?, &source)
 }
 
 /// Reads a text; `source` is what problems call it.
@@ -63,10 +62,33 @@ pub fn parse(text: &str, source: &str) -> Result<Config, Report> {
     let mut document = Document::read(text, source)?;
     match document.deserialize::<schema::File>() {
         Some(file) => check::check(document, &file),
-        None => {
-            check::sort(&mut document.problems);
-            Err(Report { problems: document.problems })
-        }
+        None => Err(all(document)),
+    }
+}
+
+/// Reads a file that a backend names as [`validated::Place::File`]: a list of endpoints, each with an
+/// address. The list may be empty (`[]`).
+///
+/// # Errors
+/// The file cannot be read, or has problems: all of them, in the order of the file. An empty file is
+/// one: it is more likely half written than meant.
+pub fn load_endpoints(path: &Path) -> Result<Vec<Endpoint>, Report> {
+    let source = path.display().to_string();
+    parse_endpoints(&read(path, &source)?, &source)
+}
+
+/// The same for a text; `source` is what problems call it.
+///
+/// # Errors
+/// Every problem of the text, in its order.
+pub fn parse_endpoints(text: &str, source: &str) -> Result<Vec<Endpoint>, Report> {
+    let mut document = Document::read(text, source)?;
+    if document.is_empty() {
+        return Err(report(source, "", "is empty: write [] for no endpoints".to_owned()));
+    }
+    match document.deserialize::<Vec<schema::EndpointEntry>>() {
+        Some(entries) => check::check_endpoints(document, &entries),
+        None => Err(all(document)),
     }
 }
 
@@ -102,7 +124,7 @@ fn upstream_file(
     admin: Option<SocketAddr>,
 ) -> schema::File {
     let mut file = schema::File::default();
-    let endpoints = urls.iter().map(|url| schema::EndpointEntry::new(url.as_ref())).collect();
+    let endpoints = urls.iter().map(|url| schema::Brief::short(url.as_ref().to_owned())).collect();
     let backend = schema::Backend { endpoints, ..schema::Backend::default() };
     file.backends = IndexMap::from([(UPSTREAM_BACKEND.to_owned(), backend)]);
     file.routes = vec![schema::Route {
@@ -130,6 +152,17 @@ pub fn changed_restart_settings(old: &Config, new: &Config) -> Vec<&'static str>
         ("runtime.upgrade_socket", old.runtime.upgrade_socket != new.runtime.upgrade_socket),
     ];
     changed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+fn read(path: &Path, source: &str) -> Result<String, Report> {
+    let text = std::fs::read_to_string(path);
+    text.map_err(|error| report(source, "", format!("cannot be read: {error}")))
+}
+
+/// What is wrong with the form of a document.
+fn all(mut document: Document) -> Report {
+    check::sort(&mut document.problems);
+    Report { problems: document.problems }
 }
 
 fn report(source: &str, path: &str, message: String) -> Report {

@@ -53,6 +53,11 @@ impl Document {
         Self { source: source.to_owned(), root, problems, aside: HashSet::new() }
     }
 
+    /// Whether the text says nothing at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(&self.root.kind, Kind::Map(entries) if entries.is_empty())
+    }
+
     /// What the tree says, without the nodes that were set aside; `None` when nothing is left.
     pub(crate) fn deserialize<T: DeserializeOwned>(&mut self) -> Option<T> {
         while self.problems.len() < MOST_PROBLEMS {

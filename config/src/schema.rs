@@ -6,6 +6,11 @@
 //!
 //! Leaves out what several values mean together: see `check`.
 
+mod backend;
+mod balance;
+mod body;
+mod ejection;
+mod guard;
 mod route;
 pub(crate) mod values;
 
@@ -15,14 +20,19 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::validated::{Balance, LogField, LogFormat, LogLevel, Protocol};
+use crate::validated::{LogField, LogFormat, LogLevel};
+pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
+pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
+pub use body::{Batch, Compress, Decompress};
+pub use ejection::{Ejection, Latency, Stall, SuccessRate};
+pub use guard::{Guard, Mirror, Steps};
 pub use route::{
     Deadline, Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route,
     Sticky,
 };
 pub use values::{
-    EndpointEntry, EndpointWeight, OneOrMany, Pause, Size, StatusEntry, Switch, Time, Timeout,
-    Whole,
+    Abbreviated, Brief, EndpointEntry, EndpointWeight, Moment, Number, OneOrMany, Pause, Percent,
+    Port, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
 };
 
 const KIB: u64 = 1 << 10;
@@ -43,6 +53,8 @@ pub struct File {
     pub runtime: Runtime,
     /// Limits of the client side.
     pub limits: Limits,
+    /// How DNS names are resolved.
+    pub dns: Dns,
     /// Groups of endpoints by name. A name is the value of metric labels and of x-outrigger-arm: 1
     /// to 100 letters, digits, `-`, `_` and `.`.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
@@ -102,8 +114,8 @@ pub struct Limits {
     pub headers: Whole<1, 256>,
     /// Size of a request body, 0B to 1TiB; a longer one is refused with 413. Default: 512MiB.
     pub body_bytes: Size<0, { 1024 * GIB }>,
-    /// How far a request body is read to find `model` or a sticky field, 1KiB to 1GiB. Default:
-    /// 1MiB.
+    /// How far a request body is read to find `model`, a sticky field or a key of a backend, 1KiB to
+    /// 1GiB. Default: 1MiB.
     pub body_scan: Size<KIB, GIB>,
     /// From the first byte of a request to the end of its head, 1ms to 7d. Default: 10s.
     pub header_timeout: Timeout,
@@ -117,73 +129,13 @@ pub struct Limits {
     pub connections: Whole<1, 1_000_000>,
 }
 
-/// A named group of endpoints with one balancing policy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// How DNS names are resolved.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["endpoints"]))]
-pub struct Backend {
-    /// Addresses that serve, each as "host:port", "http://host:port" or {address, weight}. The host
-    /// is an IP address or a DNS name, which stands for every address it has and is resolved again
-    /// as its time to live ends. At least one.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1))]
-    pub endpoints: Vec<EndpointEntry>,
-    /// What the endpoints speak. Default: http1.
-    pub protocol: Protocol,
-    /// How an endpoint is chosen. Default: least_connection.
-    pub balance: Balance,
-    /// Requests in flight per endpoint, 1 to 1000000, or off for no limit. Default: off.
-    pub max_connections: Switch<Whole<1, 1_000_000>>,
-    /// An active check of every endpoint. Default: none, an endpoint is ready at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub health: Option<Health>,
-    /// Leaves out an endpoint that keeps failing requests, for a while. `off` switches it off.
-    /// Default: on.
-    pub ejection: Switch<Ejection>,
-    /// Idle connections kept per endpoint, 0 to 100000. Default: 256.
-    pub idle_connections: Whole<0, 100_000>,
-    /// How long an idle connection to an endpoint is kept, 1ms to 7d. Default: 50s.
-    pub idle_timeout: Timeout,
-    /// Upper bound on the time to live of a DNS answer, 1ms to 7d. Default: 30s.
-    pub dns_refresh: Timeout,
-}
-
-/// An active check of every endpoint: exactly one of `http` and `tcp`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Health {
-    /// The path that a GET must find, such as /health.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub http: Option<String>,
-    /// `true`: a connection is enough.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tcp: Option<bool>,
-    /// From the start of a check to the start of the next, 1ms to 7d. Default: 5s.
-    pub interval: Timeout,
-    /// How long one check may take, 1ms to 7d. Default: 2s.
-    pub timeout: Timeout,
-    /// Consecutive successes to become ready, 1 to 100; the first one is enough at the very start.
-    /// Default: 2.
-    pub healthy: Whole<1, 100>,
-    /// Consecutive failures to become unready, 1 to 100. Default: 3.
-    pub unhealthy: Whole<1, 100>,
-    /// Statuses that are a success: codes such as 200, ranges such as "200-299", 100 to 599.
-    /// Default: ["200-299"].
-    #[schemars(length(min = 1))]
-    pub status: OneOrMany<StatusEntry>,
-}
-
-/// Leaves out an endpoint that keeps failing requests, for a while.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Ejection {
-    /// Consecutive failures that eject, 1 to 1000. Default: 5.
-    pub failures: Whole<1, 1000>,
-    /// How long the first time, 1ms to 7d; the n-th ejection in a row lasts n times as long.
-    /// Default: 10s.
-    pub base: Timeout,
-    /// Never longer than this, 1ms to 7d; at least `base`. Default: 5m.
-    pub max: Timeout,
+pub struct Dns {
+    /// IP addresses with ports of the servers that are asked, such as 10.0.0.10:53. Default: none,
+    /// the servers of the system.
+    pub servers: Vec<String>,
 }
 
 /// What is believed of the proxies in front.
@@ -234,6 +186,7 @@ impl Default for File {
             admin: Admin::default(),
             runtime: Runtime::default(),
             limits: Limits::default(),
+            dns: Dns::default(),
             backends: IndexMap::new(),
             routes: Vec::new(),
             forwarding: Forwarding { trusted_hops: Whole(0) },
@@ -269,42 +222,6 @@ impl Default for Limits {
             idle_timeout: Time::seconds(75),
             connections: Whole(10_000),
         }
-    }
-}
-
-impl Default for Backend {
-    fn default() -> Self {
-        Self {
-            endpoints: Vec::new(),
-            protocol: Protocol::Http1,
-            balance: Balance::LeastConnection,
-            max_connections: Switch::Off,
-            health: None,
-            ejection: Switch::On(Ejection::default()),
-            idle_connections: Whole(256),
-            idle_timeout: Time::seconds(50),
-            dns_refresh: Time::seconds(30),
-        }
-    }
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self {
-            http: None,
-            tcp: None,
-            interval: Time::seconds(5),
-            timeout: Time::seconds(2),
-            healthy: Whole(2),
-            unhealthy: Whole(3),
-            status: OneOrMany::many([StatusEntry { first: 200, last: 299 }]),
-        }
-    }
-}
-
-impl Default for Ejection {
-    fn default() -> Self {
-        Self { failures: Whole(5), base: Time::seconds(10), max: Time::seconds(300) }
     }
 }
 

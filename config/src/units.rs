@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them: `250ms`, `1h30m`, `64KiB`, `1MB`.
+//! Durations, sizes and percentages as people write them: `250ms`, `1h30m`, `64KiB`, `1MB`, `5%`.
 //!
 //! Decides which units exist and that none may be left out (a bare `30` is an error, `0` included).
 //! What is printed reads back as the same value. The words here are used by the schema (reading)
@@ -103,6 +103,27 @@ pub fn format_size(bytes: u64) -> String {
     format!("{}{unit}", bytes / factor)
 }
 
+/// Reads a percentage, as `5%` or `0.5%`, into a share: 0.05, 0.005.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn parse_percent(text: &str) -> Result<f64, String> {
+    let wrong = || format!("\"{text}\" is not a percentage");
+    let number = text.strip_suffix('%').ok_or_else(wrong)?;
+    let ends_are_digits = !number.starts_with('.') && !number.ends_with('.');
+    let plain = ends_are_digits && number.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let percent: f64 = number.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
+    Ok(percent / 100.0)
+}
+
+/// `5%`: the fewest decimals that read back as the same share; many where none do, as for a third.
+#[must_use]
+pub fn format_percent(share: f64) -> String {
+    let written = |decimals: usize| format!("{:.decimals$}%", share * 100.0);
+    let exact = (0..17).map(written).find(|text| parse_percent(text) == Ok(share));
+    exact.unwrap_or_else(|| written(17))
+}
+
 /// Splits `1.5ms2s` into `1.5`, `ms`, `2s`.
 fn split_number(text: &str) -> Option<(&str, &str, &str)> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -144,6 +165,20 @@ pub(crate) fn duration_or_off<S: Serializer>(
 
 pub(crate) fn size<S: Serializer>(value: &u64, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_str(&format_size(*value))
+}
+
+pub(crate) fn percent<S: Serializer>(share: &f64, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(&format_percent(*share))
+}
+
+pub(crate) fn percent_or_off<S: Serializer>(
+    share: &Option<f64>,
+    out: S,
+) -> Result<S::Ok, S::Error> {
+    match share {
+        Some(share) => percent(share, out),
+        None => out.serialize_str("off"),
+    }
 }
 
 #[cfg(test)]
@@ -232,6 +267,31 @@ mod tests {
             assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
             assert_eq!(parse_size(&format_size(value)), Ok(value));
         }
+    }
+
+    #[test]
+    fn percentages_are_read() {
+        for (text, share) in
+            [("5%", 0.05), ("0.5%", 0.005), ("0%", 0.0), ("100%", 1.0), ("7.25%", 0.0725)]
+        {
+            assert_eq!(parse_percent(text), Ok(share), "{text}");
+        }
+        for text in
+            ["", "%", "5", "5 %", "-5%", "+5%", "5%%", "1e1%", "inf%", "1.2.3%", ".5%", "5.%"]
+        {
+            let message = parse_percent(text).expect_err(text);
+            assert!(message.contains("is not a percentage"), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn every_percentage_reads_back_and_is_short() {
+        for hundredths in 0..=100_000_u32 {
+            let text = format!("{}%", f64::from(hundredths) / 100.0);
+            let share = parse_percent(&text).expect("a percentage");
+            assert_eq!(format_percent(share), text);
+        }
+        assert!(format_percent(1.0 / 3.0).starts_with("33.3333333333333"));
     }
 
     #[test]

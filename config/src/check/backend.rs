@@ -1,11 +1,15 @@
 //! Backends: endpoints that can be reached and do not lead back to us, and checks that can succeed.
 
-use super::{Checker, is_own, text};
+mod balance;
+mod ejection;
+mod endpoints;
+
+use super::{Checker, on, text};
 use crate::read::tree::Node;
-use crate::schema::{self, File, Switch};
-use crate::validated::Action;
+use crate::schema::{self, File};
 use crate::validated::{
-    Backend, Ejection, Endpoint, Health, HealthCheck, Listener, Route, StatusRange,
+    Action, Backend, Health, HealthCheck, Listener, Route, SlowStart, StatusRange, WarmUp,
+    WarmUpRequest,
 };
 
 impl Checker<'_> {
@@ -35,60 +39,22 @@ impl Checker<'_> {
     ) -> Backend {
         let at = node.at("health");
         let health = backend.health.as_ref().and_then(|health| self.health(at, health));
+        let warm_up = backend.warm_up.as_ref();
         Backend {
             name: name.to_owned(),
             endpoints: self.endpoints(node.at("endpoints"), backend, listeners),
             protocol: backend.protocol,
-            balance: backend.balance,
-            max_connections: match backend.max_connections {
-                Switch::Off => None,
-                Switch::On(most) => Some(most.0 as usize),
-            },
+            balance: self.balance(node.at("balance"), &backend.balance.0),
+            signals: self.signals(node.at("signals"), &backend.signals),
+            locality: self.locality(node.at("locality"), &backend.locality),
+            max_connections: on(&backend.max_connections).map(|most| most.0 as usize),
             health,
+            warm_up: warm_up.map(|warm_up| self.warm_up(node.at("warm_up"), warm_up)),
+            slow_start: on(&backend.slow_start).map(|brief| slow_start(&brief.0)),
             ejection: self.ejection(node.at("ejection"), &backend.ejection),
             idle_connections: backend.idle_connections.0 as usize,
             idle_timeout: backend.idle_timeout.0,
             dns_refresh: backend.dns_refresh.0,
-        }
-    }
-
-    fn endpoints(
-        &mut self,
-        node: &Node,
-        backend: &schema::Backend,
-        listeners: &[Listener],
-    ) -> Vec<Endpoint> {
-        if backend.endpoints.is_empty() {
-            self.wrong(node, "no endpoints: at least one is needed", None);
-        }
-        let mut endpoints: Vec<Endpoint> = Vec::new();
-        let items = self.document.items(node, backend.endpoints.len());
-        for (item, entry) in items.into_iter().zip(&backend.endpoints) {
-            let at = item.at("address");
-            let read = text::endpoint(&entry.address);
-            let Some((host, port)) = self.text(at, read) else { continue };
-            let endpoint = Endpoint { host, port, weight: entry.weight.0 };
-            self.endpoint(at, &endpoint, &endpoints, listeners);
-            endpoints.push(endpoint);
-        }
-        endpoints
-    }
-
-    fn endpoint(
-        &mut self,
-        node: &Node,
-        endpoint: &Endpoint,
-        earlier: &[Endpoint],
-        listeners: &[Listener],
-    ) {
-        let same = |other: &&Endpoint| (&other.host, other.port) == (&endpoint.host, endpoint.port);
-        if earlier.iter().any(|other| same(&other)) {
-            let help = "give it a weight instead".to_owned();
-            self.wrong(node, format!("{endpoint} is listed twice"), Some(help));
-        }
-        if let Some(listener) = listeners.iter().find(|own| is_own(own.address, endpoint)) {
-            let message = format!("{endpoint} leads back to the listener {}", listener.address);
-            self.wrong(node, message, None);
         }
     }
 
@@ -125,17 +91,41 @@ impl Checker<'_> {
         })
     }
 
-    fn ejection(&mut self, node: &Node, ejection: &Switch<schema::Ejection>) -> Option<Ejection> {
-        let Switch::On(ejection) = ejection else { return None };
-        let (base, max) = (ejection.base.0, ejection.max.0);
-        self.ordered(node, ("base", base), ("max", max));
-        Some(Ejection { failures: ejection.failures.0, base, max })
+    fn warm_up(&mut self, node: &Node, warm_up: &schema::WarmUp) -> WarmUp {
+        let (at, requests) = (node.at("requests"), &warm_up.requests);
+        if requests.is_empty() {
+            self.wrong(at, "no requests: at least one is needed", None);
+        }
+        let items = self.document.items(at, requests.len());
+        let requests = items.into_iter().zip(requests);
+        let requests = requests.filter_map(|(item, request)| self.warm_up_request(item, request));
+        WarmUp { requests: requests.collect(), timeout: warm_up.timeout.0, retry: warm_up.retry.0 }
+    }
+
+    fn warm_up_request(
+        &mut self,
+        node: &Node,
+        request: &schema::WarmUpRequest,
+    ) -> Option<WarmUpRequest> {
+        let method = self.text(node.at("method"), text::method(&request.method));
+        let headers = self.header_map(node.at("headers"), &request.headers);
+        if request.path.is_empty() {
+            self.missing(node, "path");
+            return None;
+        }
+        let path = self.text(node.at("path"), text::path(&request.path))?;
+        let (body, repeat) = (request.body.clone(), request.repeat.0);
+        Some(WarmUpRequest { method: method?, path, headers, body, repeat })
     }
 
     pub(super) fn unused_backends(&mut self, node: &Node, backends: &[Backend], routes: &[Route]) {
-        let uses = |route: &Route, index| match &route.action {
+        let is_arm = |route: &Route, index| match &route.action {
             Action::Split(arms) => arms.iter().any(|arm| arm.backend == index),
             Action::Redirect(_) | Action::Respond(_) => false,
+        };
+        let uses = |route: &Route, index| {
+            let mirrors = route.mirror.as_ref().is_some_and(|mirror| mirror.backend == index);
+            is_arm(route, index) || mirrors
         };
         for (index, backend) in backends.iter().enumerate() {
             if !routes.iter().any(|route| uses(route, index)) {
@@ -143,4 +133,9 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+fn slow_start(slow_start: &schema::SlowStart) -> SlowStart {
+    let (floor, aggression) = (slow_start.floor.0, slow_start.aggression.0);
+    SlowStart { window: slow_start.window.0, floor, aggression }
 }

@@ -1,11 +1,13 @@
 //! Routes: exactly one action, arms that exist, and a match that something can reach.
 
 mod action;
+mod body;
+mod guard;
 mod matching;
 
 use std::collections::HashMap;
 
-use super::{Checker, text};
+use super::{Checker, on, text};
 use crate::pattern::PathPattern;
 use crate::read::tree::Node;
 use crate::schema::{self, File, Switch};
@@ -15,8 +17,18 @@ use crate::validated::{
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 6] =
-    ["sticky", "force_arm", "deadline", "retry", "rewrite", "expose"];
+const ABOUT_ENDPOINTS: [&str; 10] = [
+    "sticky",
+    "force_arm",
+    "deadline",
+    "retry",
+    "rewrite",
+    "expose",
+    "mirror",
+    "compress",
+    "decompress",
+    "batch",
+];
 
 impl Checker<'_> {
     pub(super) fn routes(&mut self, node: &Node, file: &File) -> Vec<Route> {
@@ -67,6 +79,12 @@ impl Checker<'_> {
         };
         let rewrite = self.rewrite(node, route, &matches);
         let retry = self.retry(node.at("retry"), &route.retry);
+        let guard = route.guard.as_ref();
+        let guard = guard.and_then(|guard| self.guard(node, guard, action.as_ref()));
+        let mirror = route.mirror.as_ref();
+        let mirror =
+            mirror.and_then(|mirror| self.mirror(node.at("mirror"), mirror, action.as_ref(), file));
+        let compress = self.compress(node.at("compress"), &route.compress);
         let route = Route {
             name: name.to_owned(),
             matches,
@@ -78,6 +96,12 @@ impl Checker<'_> {
             rewrite,
             expose: expose(&route.expose),
             errors: route.errors,
+            guard,
+            mirror,
+            compress,
+            decompress: body::decompress(&route.decompress),
+            batch: body::batch(&route.batch),
+            key_fields: Vec::new(),
         };
         if !matches!(route.action, Action::Split(_)) {
             for ignored in ABOUT_ENDPOINTS.iter().filter_map(|key| node.get(key)) {
@@ -92,15 +116,11 @@ impl Checker<'_> {
             (Some(name), None, None) => {
                 self.text(node.at("header"), text::header_name(name)).map(Sticky::Header)
             }
-            (None, Some(name), None) if text::is_token(name) => Some(Sticky::Cookie(name.clone())),
             (None, Some(name), None) => {
-                self.wrong(node.at("cookie"), format!("\"{name}\" is not a cookie name"), None);
-                None
+                self.text(node.at("cookie"), text::cookie_name(name)).map(Sticky::Cookie)
             }
-            (None, None, Some(field)) if !field.is_empty() => Some(Sticky::Body(field.clone())),
-            (None, None, Some(_)) => {
-                self.wrong(node.at("body"), "is empty: name a field of the body", None);
-                None
+            (None, None, Some(field)) => {
+                self.text(node.at("body"), text::body_field(field)).map(Sticky::Body)
             }
             _ => {
                 self.wrong(node, "needs exactly one of `header`, `cookie` and `body`", None);
@@ -174,7 +194,7 @@ impl Checker<'_> {
     }
 
     /// Headers that the user sets: names in lower case, none twice.
-    fn header_map<'f>(
+    pub(super) fn header_map<'f>(
         &mut self,
         node: &Node,
         headers: impl IntoIterator<Item = (&'f String, &'f String)>,
@@ -196,10 +216,7 @@ impl Checker<'_> {
 }
 
 fn deadline(deadline: &schema::Deadline) -> Deadline {
-    let bound = |switch: &Switch<schema::Timeout>| match switch {
-        Switch::Off => None,
-        Switch::On(time) => Some(time.0),
-    };
+    let bound = |switch: &Switch<schema::Timeout>| on(switch).map(|time| time.0);
     Deadline {
         connect: bound(&deadline.connect),
         first_byte: bound(&deadline.first_byte),
@@ -214,5 +231,7 @@ fn expose(words: &[schema::Expose]) -> Expose {
         arm: words.contains(&Word::Arm),
         attempts: words.contains(&Word::Attempts),
         timing: words.contains(&Word::Timing),
+        load: words.contains(&Word::Load),
+        endpoint: words.contains(&Word::Endpoint),
     }
 }

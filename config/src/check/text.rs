@@ -45,6 +45,19 @@ pub(super) fn address(text: &str) -> Flawed<SocketAddr> {
     }
 }
 
+/// A DNS server: IP and port.
+pub(super) fn dns_server(text: &str) -> Flawed<SocketAddr> {
+    let message = || format!("\"{text}\" is not an IP address with a port");
+    match (text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
+        (Ok(address), _) if address.port() > 0 => Ok(address),
+        (_, Ok(ip)) => {
+            let meant = SocketAddr::new(ip, 53);
+            flaw_help(message(), format!("did you mean \"{meant}\"?"))
+        }
+        _ => flaw_help(message(), "such as 10.0.0.10:53"),
+    }
+}
+
 /// Where an endpoint is: `host:port`, with or without `http://` before and `/` after it.
 pub(crate) fn endpoint(text: &str) -> Flawed<(Host, u16)> {
     let rest = match text.split_once("://") {
@@ -73,6 +86,20 @@ pub(crate) fn endpoint(text: &str) -> Flawed<(Host, u16)> {
     match host(name) {
         Some(host) => Ok((host, port)),
         None => flaw(format!("\"{text}\": \"{name}\" is neither an IP address nor a host name")),
+    }
+}
+
+/// A name whose SRV records are endpoints, in lower case and without a closing dot.
+pub(super) fn srv(text: &str) -> Flawed<String> {
+    let prefixed = |label: &str| label.strip_prefix('_').is_some_and(|rest| !rest.is_empty());
+    let mut labels = text.splitn(3, '.');
+    let marked = (0..2).all(|_| labels.next().is_some_and(prefixed));
+    match (host(text), labels.next().and_then(host)) {
+        (Some(Host::Name(name)), Some(Host::Name(_))) if marked => Ok(name),
+        _ => flaw_help(
+            format!("\"{text}\" is not the name of a service"),
+            "_service._proto.name, such as _http._tcp.vllm.default.svc.cluster.local",
+        ),
     }
 }
 
@@ -114,6 +141,22 @@ pub(super) fn header_name(text: &str) -> Flawed<String> {
     }
 }
 
+/// The name of a cookie.
+pub(super) fn cookie_name(text: &str) -> Flawed<String> {
+    match is_token(text) {
+        true => Ok(text.to_owned()),
+        false => flaw(format!("\"{text}\" is not a cookie name")),
+    }
+}
+
+/// The name of a top-level field of a JSON body.
+pub(super) fn body_field(text: &str) -> Flawed<String> {
+    match text.is_empty() {
+        false => Ok(text.to_owned()),
+        true => flaw("is empty: name a field of the body"),
+    }
+}
+
 /// The name of a header that a user may set or remove, in lower case.
 pub(super) fn editable_header(text: &str) -> Flawed<String> {
     let name = header_name(text)?;
@@ -136,7 +179,7 @@ pub(super) fn header_value(text: &str) -> Flawed<String> {
 }
 
 /// A word such as a method, a cookie name or a header name.
-pub(super) fn is_token(text: &str) -> bool {
+fn is_token(text: &str) -> bool {
     let good = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     !text.is_empty() && text.chars().all(good)
 }

@@ -69,7 +69,7 @@ impl Error {
 
 /// A short list of words says more than a guess: `http2` is nearer to `http1` than to `h2c`.
 fn one_of(word: &str, known: &[&str]) -> Option<String> {
-    match known.len() <= 6 {
+    match known.len() <= 8 {
         true => Some(format!("one of {}", known.join(", "))),
         false => nearest(word, known),
     }

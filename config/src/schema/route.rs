@@ -4,6 +4,8 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::body::{Batch, Compress, Decompress};
+use super::guard::{Guard, Mirror};
 use super::values::{OneOrMany, Pause, Size, Switch, Time, Timeout, Whole};
 use super::{GIB, MIB};
 use crate::validated::{ErrorStyle, RetryReason};
@@ -46,10 +48,24 @@ pub struct Route {
     /// What is changed on the way to the endpoint and back.
     pub rewrite: Rewrite,
     /// Response headers that tell about the proxy: arm (x-outrigger-arm), attempts
-    /// (x-outrigger-attempts), timing (server-timing). Default: none.
+    /// (x-outrigger-attempts), timing (server-timing), load (endpoint-load-metrics, for clients that
+    /// ask for it), endpoint (x-outrigger-endpoint). Default: none.
     pub expose: Vec<Expose>,
     /// The shape of the proxy's own error bodies. Default: auto.
     pub errors: ErrorStyle,
+    /// Takes an arm of the split out as soon as it is shown to do worse than another one. Default:
+    /// none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
+    /// Sends copies of requests to a backend whose answers are thrown away. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
+    /// Compresses responses for clients that take it, or off. Default: off.
+    pub compress: Switch<Compress>,
+    /// Decompresses request bodies, or off. Default: off.
+    pub decompress: Switch<Decompress>,
+    /// Sends requests together that come at almost the same time, or off. Default: off.
+    pub batch: Switch<Batch>,
 }
 
 /// What a route takes: all given keys must hold.
@@ -142,7 +158,7 @@ pub struct Deadline {
 pub struct Retry {
     /// Tries in all, the first included, 1 to 10. Default: 3.
     pub attempts: Whole<1, 10>,
-    /// After what. Default: connect, refused, reset, overloaded.
+    /// After what. Default: connect, refused, reset, overloaded, stalled.
     pub when: Vec<RetryReason>,
     /// A pause is drawn evenly from 0 to this, doubled with each attempt, 0s to 7d. Default: 25ms.
     pub backoff: Pause,
@@ -208,6 +224,10 @@ pub enum Expose {
     Attempts,
     /// server-timing: how long each part took.
     Timing,
+    /// endpoint-load-metrics (ORCA): how loaded the endpoint is, for clients that ask for it.
+    Load,
+    /// x-outrigger-endpoint: the address that answered.
+    Endpoint,
 }
 
 impl Default for Route {
@@ -226,6 +246,11 @@ impl Default for Route {
             rewrite: Rewrite::default(),
             expose: Vec::new(),
             errors: ErrorStyle::Auto,
+            guard: None,
+            mirror: None,
+            compress: Switch::Off,
+            decompress: Switch::Off,
+            batch: Switch::Off,
         }
     }
 }
@@ -249,10 +274,10 @@ impl Default for Deadline {
 
 impl Default for Retry {
     fn default() -> Self {
-        use RetryReason::{Connect, Overloaded, Refused, Reset};
+        use RetryReason::{Connect, Overloaded, Refused, Reset, Stalled};
         Self {
             attempts: Whole(3),
-            when: vec![Connect, Refused, Reset, Overloaded],
+            when: vec![Connect, Refused, Reset, Overloaded, Stalled],
             backoff: Time::millis(25),
             max_backoff: Time::millis(250),
             max_retry_after: Time::seconds(2),

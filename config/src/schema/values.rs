@@ -3,8 +3,24 @@
 //!
 //! Decides the words of the mistakes. A message may have a second line, which is the help.
 
+/// The parts of a JSON schema that stands where it is used.
+macro_rules! inline {
+    ($name:literal) => {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            $name.into()
+        }
+    };
+}
+
+mod number;
+
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -14,15 +30,25 @@ use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 
 use crate::units;
+pub use number::{Number, Percent};
 
-const WEEK: u64 = 7 * 24 * 3600 * 1000;
+const MILLI: u64 = 1_000;
+const SECOND: u64 = 1_000 * MILLI;
+const HOUR: u64 = 3_600 * SECOND;
+const WEEK: u64 = 7 * 24 * HOUR;
 
 /// A duration that bounds something: 1ms to 7d.
-pub type Timeout = Time<1, WEEK>;
+pub type Timeout = Time<MILLI, WEEK>;
 /// A duration that may be nothing: 0s to 7d.
 pub type Pause = Time<0, WEEK>;
+/// A duration that repeats, or that is looked back on: 10ms to 1h.
+pub type Span = Time<{ 10 * MILLI }, HOUR>;
+/// A duration that is hardly noticed: 100us to 1s.
+pub type Moment = Time<100, SECOND>;
+/// A port that something listens on.
+pub type Port = Whole<1, 65_535>;
 
-/// A duration with its unit, such as `250ms`, `2s`, `1h30m`; `MIN` and `MAX` in milliseconds.
+/// A duration with its unit, such as `250ms`, `2s`, `1h30m`; `MIN` and `MAX` in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time<const MIN: u64, const MAX: u64>(pub Duration);
 
@@ -47,14 +73,50 @@ pub enum Switch<T> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
-/// Where an endpoint is: `"host:port"`, or a mapping when it has a weight.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointEntry {
-    /// Where it is.
-    pub address: String,
-    /// Its share, when it was written as a mapping.
-    pub weight: EndpointWeight,
+/// A mapping, or what [`Abbreviated`] makes of a single value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brief<M>(pub M);
+
+/// A mapping that may be written as one of its values, when the others are the defaults.
+pub trait Abbreviated {
+    /// The value.
+    type Short;
+    /// What the forms are called in a mistake.
+    const FORMS: &'static str;
+
+    /// What the value alone means.
+    fn from_short(short: Self::Short) -> Self;
+
+    /// The value in this mapping, whatever else is in it.
+    fn short(&self) -> Self::Short;
 }
+
+/// Where endpoints are: `"host:port"`, or a mapping. Exactly one of the first three.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
+pub struct EndpointMapping {
+    /// Where it is: "host:port" or "http://host:port".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// A DNS name of the form _service._proto.name, whose SRV records are endpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub srv: Option<String>,
+    /// A file with a list of endpoints, each as "host:port" or a mapping with `address`. It is read
+    /// again whenever it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Its share among the endpoints of the backend, 1 to 1000; only with `address`. Default: 1.
+    pub weight: EndpointWeight,
+    /// The zone it is in. Default: unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Whether it is this pod's own; only with `address`. Default: false.
+    pub local: bool,
+}
+
+/// An endpoint as it is written: a text is its address.
+pub type EndpointEntry = Brief<EndpointMapping>;
 
 /// The share of an endpoint.
 pub type EndpointWeight = Whole<1, 1000>;
@@ -82,7 +144,7 @@ impl<const MIN: u64, const MAX: u64> Time<MIN, MAX> {
     }
 
     fn bounds() -> (Duration, Duration) {
-        (Duration::from_millis(MIN), Duration::from_millis(MAX))
+        (Duration::from_micros(MIN), Duration::from_micros(MAX))
     }
 
     fn read(text: &str) -> Result<Self, String> {
@@ -137,11 +199,30 @@ impl<T> OneOrMany<T> {
     }
 }
 
-impl EndpointEntry {
-    /// An endpoint of weight 1.
-    #[must_use]
-    pub fn new(address: &str) -> Self {
-        Self { address: address.to_owned(), weight: Whole(1) }
+impl<M: Abbreviated> Brief<M> {
+    /// What the value alone means.
+    pub fn short(short: M::Short) -> Self {
+        Self(M::from_short(short))
+    }
+}
+
+impl Default for EndpointMapping {
+    fn default() -> Self {
+        let (address, srv, file, zone) = (None, None, None, None);
+        Self { address, srv, file, weight: Whole(1), zone, local: false }
+    }
+}
+
+impl Abbreviated for EndpointMapping {
+    type Short = String;
+    const FORMS: &'static str = "\"host:port\" or a mapping";
+
+    fn from_short(address: String) -> Self {
+        Self { address: Some(address), ..Self::default() }
+    }
+
+    fn short(&self) -> String {
+        self.address.clone().unwrap_or_default()
     }
 }
 
@@ -314,45 +395,33 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     }
 }
 
-/// An endpoint with more than its address.
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(inline)]
-struct EndpointMapping {
-    /// Where it is: "host:port" or "http://host:port".
-    address: String,
-    /// Its share among the endpoints of the backend, 1 to 1000. Default: 1.
-    #[serde(default = "one")]
-    weight: EndpointWeight,
-}
+struct ShortOr<M>(PhantomData<M>);
 
-fn one() -> EndpointWeight {
-    Whole(1)
-}
-
-struct AddressOr;
-
-impl<'de> Visitor<'de> for AddressOr {
-    type Value = EndpointEntry;
+impl<'de, M> Visitor<'de> for ShortOr<M>
+where
+    M: Abbreviated<Short: Deserialize<'de>> + Deserialize<'de>,
+{
+    type Value = Brief<M>;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("\"host:port\" or {address, weight}")
+        out.write_str(M::FORMS)
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointEntry, E> {
-        Ok(EndpointEntry::new(text))
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        M::Short::deserialize(text.into_deserializer()).map(Brief::short)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EndpointEntry, A::Error> {
-        let EndpointMapping { address, weight } =
-            EndpointMapping::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(EndpointEntry { address, weight })
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        M::deserialize(MapAccessDeserializer::new(map)).map(Brief)
     }
 }
 
-impl<'de> Deserialize<'de> for EndpointEntry {
+impl<'de, M> Deserialize<'de> for Brief<M>
+where
+    M: Abbreviated<Short: Deserialize<'de>> + Deserialize<'de>,
+{
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        input.deserialize_any(AddressOr)
+        input.deserialize_any(ShortOr(PhantomData))
     }
 }
 
@@ -391,9 +460,15 @@ impl<T: Serialize> Serialize for OneOrMany<T> {
     }
 }
 
-impl Serialize for EndpointEntry {
+impl<M> Serialize for Brief<M>
+where
+    M: Abbreviated<Short: Serialize> + Serialize + PartialEq,
+{
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        EndpointMapping { address: self.address.clone(), weight: self.weight }.serialize(out)
+        match self.0 == M::from_short(self.0.short()) {
+            true => self.0.short().serialize(out),
+            false => self.0.serialize(out),
+        }
     }
 }
 
@@ -407,18 +482,6 @@ impl Serialize for StatusEntry {
 }
 
 // The JSON schema.
-
-macro_rules! inline {
-    ($name:literal) => {
-        fn inline_schema() -> bool {
-            true
-        }
-
-        fn schema_name() -> Cow<'static, str> {
-            $name.into()
-        }
-    };
-}
 
 impl<const MIN: u64, const MAX: u64> JsonSchema for Time<MIN, MAX> {
     inline!("Time");
@@ -473,12 +536,13 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     }
 }
 
-impl JsonSchema for EndpointEntry {
-    inline!("EndpointEntry");
+impl<M: Abbreviated<Short: JsonSchema> + JsonSchema> JsonSchema for Brief<M> {
+    inline!("Brief");
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mapping = generator.subschema_for::<EndpointMapping>();
-        json_schema!({ "anyOf": [{ "type": "string" }, mapping] })
+        let short = generator.subschema_for::<M::Short>();
+        let mapping = generator.subschema_for::<M>();
+        json_schema!({ "anyOf": [short, mapping] })
     }
 }
 

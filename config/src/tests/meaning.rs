@@ -1,5 +1,8 @@
 //! What a file means: defaults, forms of one thing, what a reload cannot change, what is printed.
 
+mod backends;
+mod routes;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -7,8 +10,8 @@ use serde_json::json;
 
 use crate::pattern::{Glob, HostPattern, PathPattern};
 use crate::validated::{
-    Action, Arm, Balance, Endpoint, HeaderEdits, HealthCheck, Host, LogField, LogFormat, LogPath,
-    PathRewrite, Protocol, RetryReason, StatusRange, Sticky,
+    Action, Arm, Balance, Endpoint, HeaderEdits, HealthCheck, Host, Locality, LogField, LogFormat,
+    LogPath, PathRewrite, Place, Protocol, RetryReason, Signals, StatusRange, Sticky,
 };
 use crate::{Config, EXAMPLE, changed_restart_settings, from_upstreams, parse};
 
@@ -35,7 +38,10 @@ fn everything_has_a_default() {
     assert_eq!(config.access_log.path, LogPath::Stdout);
     assert_eq!(config.access_log.fields, LogField::ALL);
     let backend = config.backend("a").expect("named so");
-    assert_eq!((backend.protocol, backend.balance), (Protocol::Http1, Balance::LeastConnection));
+    assert_eq!((backend.protocol, &backend.balance), (Protocol::Http1, &Balance::default()));
+    assert_eq!((&backend.signals, &backend.locality), (&Signals::default(), &Locality::default()));
+    assert_eq!((&backend.warm_up, &backend.slow_start), (&None, &None));
+    assert_eq!(config.dns.servers, []);
     assert_eq!((backend.max_connections, backend.health.as_ref()), (None, None));
     assert_eq!(backend.ejection.as_ref().map(|ejection| ejection.failures), Some(5));
     let route = &config.routes[1];
@@ -46,9 +52,11 @@ fn everything_has_a_default() {
     assert_eq!(route.deadline.total, None);
     let retry = route.retry.as_ref().expect("on");
     assert_eq!(retry.attempts, 3);
-    assert!(
-        retry.when.contains(RetryReason::Reset) && !retry.when.contains(RetryReason::ServerError)
-    );
+    let when = |reason: &RetryReason| retry.when.contains(*reason);
+    let off: Vec<_> = RetryReason::ALL.into_iter().filter(|reason| !when(reason)).collect();
+    assert_eq!(off, [RetryReason::FirstByte, RetryReason::ServerError]);
+    assert_eq!((&route.guard, &route.mirror, &route.batch), (&None, &None, &None));
+    assert_eq!((&route.compress, &route.decompress), (&None, &None));
     assert_eq!(config.warnings, []);
 }
 
@@ -66,14 +74,20 @@ fn backends_and_arms_keep_their_order_and_their_index() {
 fn the_full_example_means_what_it_says() {
     let config = read(EXAMPLE);
     let stable = &config.backends[0];
-    let endpoint = |host, port, weight| Endpoint { host, port, weight };
+    let endpoint = |host, port| Endpoint::host(host, port);
     let ip = |text: &str| Host::Ip(text.parse().expect("an address"));
+    let zone = |zone: &str| Some(zone.to_owned());
+    let srv = Place::Srv("_http._tcp.vllm.models.svc.cluster.local".to_owned());
+    let file = Place::File("/etc/outrigger/stable-endpoints.yaml".into());
+    let plain = |place| Endpoint { place, weight: 1, zone: None, local: false };
     assert_eq!(
         stable.endpoints,
         [
-            endpoint(ip("127.0.0.1"), 8000, 1),
-            endpoint(Host::Name("vllm.models.svc".to_owned()), 8000, 1),
-            endpoint(ip("10.0.3.8"), 8000, 4),
+            endpoint(Host::Name("vllm.models.svc".to_owned()), 8000),
+            Endpoint { weight: 4, local: true, ..endpoint(ip("127.0.0.1"), 8000) },
+            Endpoint { zone: zone("eu-1b"), ..endpoint(ip("10.0.3.8"), 8000) },
+            Endpoint { zone: zone("eu-1a"), ..plain(srv) },
+            plain(file),
         ]
     );
     let health = stable.health.as_ref().expect("given");
@@ -89,10 +103,12 @@ fn the_full_example_means_what_it_says() {
     assert_eq!(chat.rewrite.path, Some(PathRewrite::Prefix("/api/".to_owned())));
     assert_eq!(chat.rewritten_path("/v1/chat/x").as_deref(), Some("/api/chat/x"));
     assert!(chat.expose.arm && chat.expose.attempts && chat.expose.timing && chat.reads_body());
+    assert!(chat.expose.load && chat.expose.endpoint);
     let remove = vec!["server".to_owned()];
     assert_eq!(chat.rewrite.response_headers, HeaderEdits { set: vec![], remove });
-    assert!(matches!(&config.routes[3].action, Action::Redirect(to) if to.status == 307));
-    assert!(matches!(&config.routes[4].action, Action::Respond(with) if with.body == "pong"));
+    let action = |name: &str| &config.routes.iter().find(|it| it.name == name).expect(name).action;
+    assert!(matches!(action("moved"), Action::Redirect(to) if to.status == 307));
+    assert!(matches!(action("ping"), Action::Respond(with) if with.body == "pong"));
 }
 
 #[test]
@@ -253,7 +269,8 @@ fn the_effective_configuration_has_units() {
     assert_eq!(route["match"]["headers"], json!({ "x-tenant": "gold-*" }));
     assert_eq!(route["action"]["split"][1], json!({ "name": "canary", "weight": 10 }));
     assert_eq!(route["deadline"]["first_byte"], "2m");
-    assert_eq!(route["retry"]["when"], json!(["connect", "refused", "reset", "overloaded"]));
+    let when = json!(["connect", "refused", "reset", "overloaded", "stalled"]);
+    assert_eq!(route["retry"]["when"], when);
     assert_eq!(route["rewrite"]["path"], "/api/*");
     assert_eq!(printed["routes"][1]["retry"], "off");
     assert_eq!(printed["access_log"]["path"], "stdout");

@@ -1,7 +1,7 @@
 //! Seeded damage to good files: whatever the text, reading ends, and ends with a configuration or
 //! with problems.
 
-use crate::{EXAMPLE, MINIMAL, parse};
+use crate::{EXAMPLE, MINIMAL, Report, parse, parse_endpoints};
 
 struct Dice(u64);
 
@@ -15,7 +15,7 @@ impl Dice {
     }
 }
 
-const SCRAPS: [&str; 24] = [
+const SCRAPS: [&str; 28] = [
     "off",
     "-1",
     "99999999999999999999",
@@ -40,7 +40,18 @@ const SCRAPS: [&str; 24] = [
     "é",
     "---\n",
     "0s",
+    "5%",
+    "1e999",
+    "least_load",
+    "client: true",
 ];
+
+const ENDPOINTS: &str = "\
+- 10.0.0.1:8000 # the first
+- { address: 'vllm.models.svc:8000', weight: 2, zone: eu-1a }
+- address: http://[::1]:80/
+  local: true
+";
 
 fn damaged(text: &str, dice: &mut Dice) -> String {
     let mut letters: Vec<char> = text.chars().collect();
@@ -69,6 +80,16 @@ fn damaged(text: &str, dice: &mut Dice) -> String {
     letters.into_iter().collect()
 }
 
+/// Every problem has its place in the text and words for people.
+fn is_told(text: &str, report: &Report) {
+    assert!(!report.problems.is_empty(), "{text}");
+    let lines = text.lines().count() + 1;
+    for problem in &report.problems {
+        assert!((1..=lines).contains(&problem.line), "{problem}\n{text}");
+        assert!(!problem.message.contains("Mistake"), "{problem}");
+    }
+}
+
 #[test]
 fn damage_never_panics_and_never_goes_without_a_word() {
     let mut dice = Dice(0x5eed_0f0b_0a75);
@@ -81,17 +102,29 @@ fn damage_never_panics_and_never_goes_without_a_word() {
                 good += 1;
             }
             Err(report) => {
-                assert!(!report.problems.is_empty(), "{text}");
-                let lines = text.lines().count() + 1;
-                for problem in &report.problems {
-                    assert!((1..=lines).contains(&problem.line), "{problem}\n{text}");
-                    assert!(!problem.message.contains("Mistake"), "{problem}");
-                }
+                is_told(&text, &report);
                 bad += 1;
             }
         }
     }
     assert!(good > 100 && bad > 1000, "both must happen: {good} good, {bad} bad");
+}
+
+#[test]
+fn a_damaged_file_of_endpoints_is_told_or_is_none_the_worse() {
+    let mut dice = Dice(0x0dd5_eed5);
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..2000 {
+        let text = damaged(ENDPOINTS, &mut dice);
+        match parse_endpoints(&text, "x") {
+            Ok(endpoints) => good += usize::from(!endpoints.is_empty()),
+            Err(report) => {
+                is_told(&text, &report);
+                bad += 1;
+            }
+        }
+    }
+    assert!(good > 100 && bad > 500, "both must happen: {good} good, {bad} bad");
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Checker<'_> {
     }
 
     /// The place of the backend; `None` also when it has problems of its own.
-    fn backend_index(&mut self, node: &Node, name: &str, file: &File) -> Option<usize> {
+    pub(super) fn backend_index(&mut self, node: &Node, name: &str, file: &File) -> Option<usize> {
         let index = file.backends.get_index_of(name);
         let backends = self.document.root.get("backends");
         if backends.is_some_and(|node| !matches!(node.kind, Kind::Map(_))) {
