@@ -13,10 +13,13 @@ use pingora_core::{
 use serde_json::{Value, json};
 
 use crate::{
+    balance::reported::{self, Signal},
+    guard::{Arm, Measure, Quantiles, Report},
     proxy::Proxy,
     reload::{self, Source},
+    snapshot::{Action, Route},
     telemetry::exposition::{Format, render},
-    upstream::Backend,
+    upstream::{Backend, backend::Member},
 };
 
 /// The admin application.
@@ -34,6 +37,7 @@ GET  /live       the process answers
 GET  /ready      200 when traffic is welcome, 503 with reasons when not
 GET  /config     the configuration in force and how the last reload went
 GET  /endpoints  every endpoint with its live state
+GET  /canaries   every guarded arm, what its guard knows and has decided
 POST /reload     read the configuration file again
 POST /drain      say not ready from now on
 ";
@@ -112,10 +116,11 @@ impl Admin {
             "/metrics" if read => self.metrics(accept),
             "/config" if read => self.config(),
             "/endpoints" if read => Page::json(StatusCode::OK, &self.endpoints()),
+            "/canaries" if read => Page::json(StatusCode::OK, &canaries(&self.proxy)),
             "/drain" if method == Method::POST => self.drain(),
             "/reload" if method == Method::POST => self.reload(),
             "/drain" | "/reload" => Page::only("POST"),
-            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" => {
+            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/canaries" => {
                 Page::only("GET, HEAD")
             }
             _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
@@ -201,28 +206,119 @@ fn readiness(proxy: &Proxy) -> (Vec<String>, Vec<String>) {
 
 fn backend_state(backend: &Backend, now: Instant) -> Value {
     let members = backend.members();
-    let endpoints: Vec<Value> = members
-        .list
-        .iter()
-        .map(|member| {
-            let endpoint = &member.endpoint;
-            let (resting, oldest) = endpoint.pool.resting(now);
-            json!({
-                "address": endpoint.name,
-                "weight": endpoint.weight(),
-                "ready": endpoint.is_ready(),
-                "ejected": member.outlier.as_ref().is_some_and(|o| o.is_ejected()),
-                "in_flight": endpoint.in_flight(),
-                "load": endpoint.load(),
-                "resting_connections": resting,
-                "oldest_resting_seconds": oldest.as_secs_f64(),
-            })
-        })
-        .collect();
+    let endpoints: Vec<Value> =
+        members.list.iter().map(|member| endpoint_state(member, now)).collect();
     json!({
         "backend": *backend.name,
         "balance": backend.settings.balance,
         "protocol": backend.settings.protocol,
         "endpoints": endpoints,
+    })
+}
+
+fn endpoint_state(member: &Member, now: Instant) -> Value {
+    let (endpoint, facts) = (&member.endpoint, &member.endpoint.facts);
+    let (resting, oldest) = endpoint.pool.resting(now);
+    json!({
+        "address": endpoint.name,
+        "nearness": member.nearness.as_str(),
+        "weight": endpoint.weight(),
+        "ready": endpoint.is_ready(),
+        "checked": endpoint.readiness.is_checked(),
+        "warm": endpoint.readiness.is_warm(),
+        "in_service_seconds": endpoint.readiness.age(now).as_secs_f64(),
+        "ejected": member.is_ejected(),
+        "in_flight": endpoint.in_flight(),
+        "load": endpoint.load(),
+        "slowness": facts.slowness(),
+        "first_byte_seconds": facts.first_byte_mean(),
+        "reported": {
+            "waiting": signal(facts.reported().waiting(now)),
+            "running": signal(facts.reported().running(now)),
+            "kv_usage": signal(facts.reported().kv_usage(now)),
+        },
+        "resting_connections": resting,
+        "oldest_resting_seconds": oldest.as_secs_f64(),
+    })
+}
+
+/// A value with its source and age; `null` when it is not known.
+fn signal(signal: Option<Signal>) -> Value {
+    signal.map_or(Value::Null, |signal| {
+        json!({
+            "value": signal.value,
+            "source": match signal.source {
+                reported::Source::Scrape => "scrape",
+                reported::Source::Orca => "orca",
+                reported::Source::Agent => "agent",
+            },
+            "age_seconds": signal.age.as_secs_f64(),
+        })
+    })
+}
+
+/// Every guarded arm, what its guard knows and what it has decided.
+fn canaries(proxy: &Proxy) -> Value {
+    let snapshot = proxy.snapshot.load();
+    let one = |route: &Arc<Route>| {
+        let canary = route.canary.as_ref()?;
+        let Action::Split(split) = &route.action else { return None };
+        let arms = split.arms.iter().map(|arm| &*arm.backend.name);
+        let weights: serde_json::Map<String, Value> = arms
+            .zip(split.weights())
+            .map(|(arm, weight)| (arm.to_owned(), json!(weight)))
+            .collect();
+        Some(json!({
+            "route": route.settings.name,
+            "guard": route.settings.guard,
+            "weights": weights,
+            "state": canary_state(&canary.report()),
+        }))
+    };
+    snapshot.routes.iter().filter_map(one).collect()
+}
+
+fn canary_state(report: &Report) -> Value {
+    let arm = |arm: &Arm| {
+        json!({
+            "requests": arm.requests,
+            "failed": arm.failed,
+            "first_byte": arm.first_byte.map(quantiles),
+            "gap": arm.gap.map(quantiles),
+        })
+    };
+    let measures: Vec<Value> = report
+        .measures
+        .iter()
+        .map(|reading| {
+            json!({
+                "measure": reading.measure.as_str(),
+                "tolerated": reading.tolerated,
+                "evidence": reading.evidence,
+                "alarm_at": reading.alarm,
+            })
+        })
+        .collect();
+    json!({
+        "rolled_back": report.rolled_back.map(|finding| finding.to_string()),
+        "weight_percent": report.weight,
+        "next_step": report.next.map(|next| json!({
+            "to_percent": next.to,
+            "wait_seconds": next.wait.as_secs_f64(),
+            "requests_to_go": next.requests,
+            "held_by": next.held_by.map(Measure::as_str),
+        })),
+        "guarded": arm(&report.guarded),
+        "against": arm(&report.against),
+        "measures": measures,
+    })
+}
+
+fn quantiles(quantiles: Quantiles) -> Value {
+    json!({
+        "of": quantiles.of,
+        "p50_seconds": quantiles.p50.as_secs_f64(),
+        "p90_seconds": quantiles.p90.as_secs_f64(),
+        "p99_seconds": quantiles.p99.as_secs_f64(),
     })
 }

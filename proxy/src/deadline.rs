@@ -20,6 +20,8 @@ pub enum Expiry {
     FirstByte,
     /// The endpoint fell silent in the middle.
     Gap,
+    /// The endpoint stopped working on everything it has.
+    Stalled,
     /// The request as a whole took too long.
     Total,
     /// The client did not go on with its request body.

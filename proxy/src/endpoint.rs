@@ -3,24 +3,36 @@
 //! Lives outside the configuration and is keyed by backend and address, so that a reload loses no counter and an
 //! endpoint that comes back within [`Registry::KEPT_FOR`] finds its history.
 
+pub mod passive;
+pub mod readiness;
+pub mod slow_start;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
+use outrigger_config::validated::Ejection;
 use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    balance::Cost,
-    outlier::{self, Outlier, Transition},
-    telemetry::metrics::{EjectionReason, EndpointMetrics, Metrics},
+    balance::{
+        Cost, Facts, Peers, Standing,
+        reported::{Report, Source},
+    },
+    outlier::{Failure, Transition},
+    signal::agent::{Admin, Operating, Word},
+    telemetry::metrics::{EndpointMetrics, Metrics},
     upstream::pool::Pool,
 };
+use passive::Passive;
+use readiness::Readiness;
 
 /// One address that serves, with its live state.
 pub struct Endpoint {
@@ -34,36 +46,46 @@ pub struct Endpoint {
     pub pool: Pool,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
+    /// What is counted, learned and reported: what balancing compares.
+    pub facts: Facts,
+    /// Whether it may be sent requests, and since when.
+    pub readiness: Readiness,
+    /// Something went wrong that only a warm-up makes good; see [`Endpoint::chill`].
+    warms_up: AtomicBool,
     weight: AtomicU32,
-    in_flight: AtomicU32,
-    load: AtomicU64,
-    ready: AtomicBool,
+    /// What its agent has said so far.
+    agent_word: Mutex<Word>,
+    /// How many requests its agent wants at most; 0 = as many as come.
+    agent_max: AtomicU32,
     /// Passive health, once a backend wants it.
-    outlier: OnceLock<Arc<Outlier>>,
+    passive: OnceLock<Arc<Passive>>,
 }
 
 impl Endpoint {
-    fn new(backend: &str, address: SocketAddr, metrics: &Metrics) -> Self {
+    fn new(backend: &str, address: SocketAddr, peers: &Arc<Peers>, metrics: &Metrics) -> Self {
         let name = address.to_string();
+        let now = Instant::now();
         Endpoint {
             backend: backend.into(),
             address,
             pool: Pool::new(),
             metrics: metrics.endpoint(backend, &name),
+            facts: Facts::new(xxh3_64(name.as_bytes()), now).among(peers),
             name,
+            readiness: Readiness::new(now),
+            warms_up: AtomicBool::new(false),
             weight: AtomicU32::new(1),
-            in_flight: AtomicU32::new(0),
-            load: AtomicU64::new(0),
-            ready: AtomicBool::new(false),
-            outlier: OnceLock::new(),
+            agent_word: Mutex::default(),
+            agent_max: AtomicU32::new(0),
+            passive: OnceLock::new(),
         }
     }
 
     /// Its passive health, from now on under these settings.
-    pub(crate) fn outlier(&self, settings: outlier::Settings) -> Arc<Outlier> {
-        let outlier = self.outlier.get_or_init(|| Outlier::new(settings, Instant::now()));
-        outlier.configure(settings);
-        Arc::clone(outlier)
+    pub(crate) fn passive(&self, settings: &Ejection) -> Arc<Passive> {
+        let passive = self.passive.get_or_init(|| Arc::new(Passive::new(settings, Instant::now())));
+        passive.configure(settings);
+        Arc::clone(passive)
     }
 
     /// Its share among the endpoints of the backend.
@@ -75,82 +97,169 @@ impl Endpoint {
         self.weight.store(weight, Relaxed);
     }
 
-    /// Whether its active check, if it has one, says that it can serve.
+    /// Whether its active check and its warm-up, if it has them, say that it can serve.
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Relaxed)
+        self.readiness.is_ready()
     }
 
-    pub(crate) fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Relaxed);
-        self.metrics.ready.set(ready.into());
+    /// What its active check says from now on. One that could not serve needs its warm-up again.
+    pub(crate) fn set_checked(&self, checked: bool) {
+        if !checked {
+            self.chill();
+        }
+        self.readiness.set_checked(checked, Instant::now());
+        self.metrics.ready.set(self.is_ready().into());
+    }
+
+    /// It has joined, or joined again: whatever is to be done before it serves is to be done, and without that it serves at
+    /// once (`unchecked`), slowly at first.
+    pub(crate) fn begin_anew(&self, unchecked: bool) {
+        self.chill();
+        self.readiness.set_checked(unchecked, Instant::now());
+        self.readiness.begin(Instant::now());
+        self.metrics.ready.set(self.is_ready().into());
+    }
+
+    /// The warm-up of this number has run to its end; whether that is enough.
+    pub(crate) fn warmed_up(&self, chill: u64) -> bool {
+        let warm = self.readiness.warmed_up(chill, Instant::now());
+        self.metrics.ready.set(self.is_ready().into());
+        warm
+    }
+
+    /// Whether its backend has a warm-up for it.
+    pub(crate) fn set_warms_up(&self, warms_up: bool) {
+        self.warms_up.store(warms_up, Relaxed);
+        if !warms_up {
+            self.readiness.set_warm(Instant::now());
+            self.metrics.ready.set(self.is_ready().into());
+        }
+    }
+
+    /// It may have been started anew: what was learned of it may hold no longer, and where there is a warm-up it gets no
+    /// request before that is done.
+    pub(crate) fn chill(&self) {
+        if let Some(passive) = self.passive.get() {
+            passive.forget();
+        }
+        if self.warms_up.load(Relaxed) {
+            self.readiness.chill(Instant::now());
+            self.metrics.ready.set(self.is_ready().into());
+        }
     }
 
     /// Attempts from the choice of this endpoint until their last byte or their abort.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        self.facts.in_flight()
     }
 
     /// The work in flight, in the units of [`Cost`].
     pub fn load(&self) -> u64 {
-        self.load.load(Relaxed)
+        self.facts.load()
     }
 
-    /// Says in log and metrics what a verdict changed.
+    /// Does as its agent says, which is what it said before where it does not mention something.
+    pub(crate) fn obey(&self, newer: Word) {
+        let mut word = self.agent_word.lock();
+        word.update(newer);
+        self.follow(&word);
+    }
+
+    /// It has no agent any more.
+    pub(crate) fn forget_agent(&self) {
+        let mut word = self.agent_word.lock();
+        *word = Word::default();
+        self.follow(&word);
+    }
+
+    fn follow(&self, word: &Word) {
+        let share = word.weight.map(|weight| weight.share(self.weight()));
+        self.facts.reported().set_agent_weight(share);
+        self.agent_max.store(word.maxconn.unwrap_or(0), Relaxed);
+        let works = matches!(word.operating, None | Some(Operating::Up));
+        let takes = matches!(word.admin, None | Some(Admin::Ready));
+        self.readiness.set_willing(works && takes, Instant::now());
+        self.metrics.ready.set(self.is_ready().into());
+    }
+
+    /// How many requests may be in flight: what is configured, or what its agent wants if that is less.
+    pub(crate) fn limit(&self, configured: Option<usize>) -> Option<usize> {
+        let wanted = Some(self.agent_max.load(Relaxed) as usize).filter(|max| *max > 0);
+        match (configured, wanted) {
+            (Some(configured), Some(wanted)) => Some(configured.min(wanted)),
+            (configured, wanted) => configured.or(wanted),
+        }
+    }
+
+    /// It said this of its load, when we had `own` requests in flight there.
+    pub(crate) fn learn(&self, report: &Report, source: Source, own: u32) {
+        self.facts.reported().update(report, source, own, Instant::now());
+        let values = [report.waiting, report.running, report.kv_usage];
+        for (level, value) in self.metrics.reported.iter().zip(values) {
+            if let Some(value) = value {
+                level.set(value);
+            }
+        }
+    }
+
+    /// Says in log and metrics what a verdict changed, and lets what follows from it happen.
     pub(crate) fn announce(&self, transition: Option<Transition>) {
         let Some(transition) = transition else { return };
         let (backend, endpoint) = (&self.backend, &self.name);
         match transition {
-            Transition::Ejected { until, reason } => {
-                self.metrics.ejection(EjectionReason::Failures);
+            Transition::Ejected { until, reason, failure } => {
+                self.metrics.ejection(reason);
                 self.metrics.ejected.set(1);
                 let span = until.saturating_duration_since(Instant::now());
-                let reason = reason.as_str();
+                let reason = failure.map_or(reason.as_str(), Failure::as_str);
                 tracing::warn!(%backend, endpoint, reason, ?span, "endpoint ejected");
+                self.chill();
             }
             Transition::Restored => {
                 self.metrics.ejected.set(0);
+                self.readiness.begin(Instant::now());
                 tracing::info!(%backend, endpoint, "endpoint restored");
             }
-            Transition::KeptAsLast { reason } => {
-                let reason = reason.as_str();
-                tracing::warn!(%backend, endpoint, reason, "endpoint fails but is the last one");
+            Transition::KeptAsLast { reason, failure } => {
+                let reason = failure.map_or(reason.as_str(), Failure::as_str);
+                tracing::warn!(%backend, endpoint, reason, "endpoint fails but too few others are left");
             }
         }
     }
 
     /// Counts an attempt in, unless `max` of them are in flight already.
     pub(crate) fn admit(self: &Arc<Self>, cost: Cost, max: Option<usize>) -> Option<InFlight> {
-        let before = self.in_flight.fetch_add(1, Relaxed);
-        if max.is_some_and(|max| before as usize >= max) {
-            self.in_flight.fetch_sub(1, Relaxed);
-            return None;
-        }
-        self.load.fetch_add(cost.total(), Relaxed);
+        let standing = self.facts.enter(cost);
+        let held = InFlight { endpoint: Arc::clone(self), cost, standing };
         self.metrics.in_flight.inc();
-        Some(InFlight { endpoint: Arc::clone(self), held: cost.total(), prefill: cost.prefill })
+        // Counted first and asked then, so that two can not both be the last one in.
+        max.is_none_or(|max| standing.in_flight as usize <= max).then_some(held)
     }
 }
 
 /// One attempt's place at an endpoint; dropping it gives the place back, whatever path led there.
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
-    held: u64,
-    prefill: u64,
+    /// What it still holds.
+    cost: Cost,
+    standing: Standing,
 }
 
 impl InFlight {
-    /// The first byte is there: the prompt has been worked off.
-    pub fn release_prefill(&mut self) {
-        let prefill = std::mem::take(&mut self.prefill);
-        self.held -= prefill;
-        self.endpoint.load.fetch_sub(prefill, Relaxed);
+    /// The first byte is there, which teaches something where it is that of a good answer: the prompt has been worked
+    /// off.
+    pub fn first_byte(&mut self, after: Option<Duration>, now: Instant) {
+        let facts = &self.endpoint.facts;
+        if let Some(after) = after {
+            facts.first_byte(self.standing, after, now);
+        }
+        facts.give_back(std::mem::take(&mut self.cost.prefill));
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.endpoint.load.fetch_sub(self.held, Relaxed);
-        self.endpoint.in_flight.fetch_sub(1, Relaxed);
+        self.endpoint.facts.leave(self.cost.total());
         self.endpoint.metrics.in_flight.dec();
     }
 }
@@ -158,7 +267,14 @@ impl Drop for InFlight {
 /// Every endpoint there is or lately was.
 pub struct Registry {
     metrics: Metrics,
-    endpoints: Mutex<HashMap<(String, SocketAddr), Entry>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    endpoints: HashMap<(String, SocketAddr), Entry>,
+    /// What the endpoints of a backend are compared by, for each backend.
+    peers: HashMap<String, Arc<Peers>>,
 }
 
 struct Entry {
@@ -172,7 +288,7 @@ impl Registry {
 
     /// A registry without endpoints.
     pub fn new(metrics: Metrics) -> Self {
-        Registry { metrics, endpoints: Mutex::default() }
+        Registry { metrics, known: Mutex::default() }
     }
 
     /// The series that endpoints are counted in.
@@ -182,14 +298,18 @@ impl Registry {
 
     /// The endpoint of `backend` at `address`: the one known, or a new one.
     pub fn join(&self, backend: &str, address: SocketAddr) -> (Arc<Endpoint>, Joined) {
-        let mut endpoints = self.endpoints.lock();
-        let mut joined = Joined::Again;
+        let mut known = self.known.lock();
+        let Known { endpoints, peers } = &mut *known;
+        let peers = peers.entry(backend.to_owned()).or_default();
+        let mut joined = Joined::Stayed;
         let entry = endpoints.entry((backend.to_owned(), address)).or_insert_with(|| {
             joined = Joined::New;
-            let endpoint = Arc::new(Endpoint::new(backend, address, &self.metrics));
+            let endpoint = Arc::new(Endpoint::new(backend, address, peers, &self.metrics));
             Entry { endpoint, left: None }
         });
-        entry.left = None;
+        if entry.left.take().is_some() {
+            joined = Joined::Back;
+        }
         entry.endpoint.pool.open();
         (Arc::clone(&entry.endpoint), joined)
     }
@@ -197,7 +317,7 @@ impl Registry {
     /// The endpoint gets no new requests; those in flight go on. Its resting connections are closed.
     pub fn leave(&self, endpoint: &Endpoint, now: Instant) {
         endpoint.pool.close();
-        let mut endpoints = self.endpoints.lock();
+        let endpoints = &mut self.known.lock().endpoints;
         if let Some(entry) = endpoints.get_mut(&(endpoint.backend.to_string(), endpoint.address)) {
             entry.left = Some(now);
         }
@@ -212,8 +332,10 @@ impl Registry {
 
     /// Drops resting connections that have been idle for longer than their backend allows.
     pub fn sweep(&self, now: Instant) {
-        let all: Vec<_> =
-            self.endpoints.lock().values().map(|entry| Arc::clone(&entry.endpoint)).collect();
+        let all: Vec<_> = {
+            let known = self.known.lock();
+            known.endpoints.values().map(|entry| Arc::clone(&entry.endpoint)).collect()
+        };
         for endpoint in all {
             endpoint.pool.sweep(now);
         }
@@ -225,6 +347,8 @@ impl Registry {
 pub enum Joined {
     /// It is new.
     New,
-    /// It was here before, and its state with it.
-    Again,
+    /// It had left and is back, with its history; what serves at its address may be another process.
+    Back,
+    /// It has been here all the time.
+    Stayed,
 }

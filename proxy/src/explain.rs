@@ -71,7 +71,8 @@ fn write_route(
                 writeln!(out, "  rewrite  path {} -> {path}", request.head.path())?;
             }
             write_deadline(out, &route.deadline)?;
-            write_retry(out, route.retry.as_ref())
+            write_retry(out, route.retry.as_ref())?;
+            write_beside(out, route)
         }
     }
 }
@@ -81,14 +82,13 @@ fn write_arms(out: &mut String, config: &Config, arms: &[Arm]) -> std::fmt::Resu
     for arm in arms {
         let share = f64::from(arm.weight) * 100.0 / f64::from(sum.max(1));
         let backend = &config.backends[arm.backend];
-        let endpoints: Vec<String> =
-            backend.endpoints.iter().map(|e| format!("{}:{}", e.host, e.port)).collect();
+        let endpoints: Vec<String> = backend.endpoints.iter().map(ToString::to_string).collect();
         let max = backend.max_connections.map_or("off".to_owned(), |max| max.to_string());
         writeln!(
             out,
             "  arm      {:<12} {share:5.1} %  {} over {}, max_connections {max}",
             arm.name,
-            name_of(&backend.balance),
+            backend.balance.policy.name(),
             endpoints.join(", "),
         )?;
     }
@@ -109,6 +109,28 @@ fn write_choice(out: &mut String, route: &Route, request: &Described) -> std::fm
         Some(name) => writeln!(out, "  force    header {name} picks an arm"),
         None => writeln!(out, "  force    off"),
     }
+}
+
+/// What happens beside the request and to its body.
+fn write_beside(out: &mut String, route: &Route) -> std::fmt::Result {
+    if let Some(guard) = &route.guard {
+        let (arm, against) = (&guard.arm_name, &guard.against_name);
+        writeln!(out, "  guard    {arm} against {against}")?;
+    }
+    if let Some(mirror) = &route.mirror {
+        writeln!(out, "  mirror   {:.1} % to {}", mirror.share * 100.0, mirror.name)?;
+    }
+    if let Some(compress) = &route.compress {
+        let codings: Vec<&str> = compress.algorithms.iter().map(|coding| coding.name()).collect();
+        writeln!(out, "  compress {} from {} bytes", codings.join(", "), compress.min)?;
+    }
+    if let Some(decompress) = &route.decompress {
+        writeln!(out, "  decompress up to {} bytes", decompress.max)?;
+    }
+    if let Some(batch) = &route.batch {
+        writeln!(out, "  batch    up to {} within {:?}", batch.requests, batch.window)?;
+    }
+    Ok(())
 }
 
 fn write_deadline(out: &mut String, deadline: &Deadline) -> std::fmt::Result {
@@ -139,8 +161,4 @@ fn write_retry(out: &mut String, retry: Option<&Retry>) -> std::fmt::Result {
         retry.budget.percent,
         retry.budget.min_per_second,
     )
-}
-
-fn name_of(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }

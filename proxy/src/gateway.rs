@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -12,9 +13,11 @@ use crate::{
     outcome::Outcome,
     phase::{
         admit::admit,
+        ask::ask,
         attempt::{Attempts, Counted},
+        batch::{self, Way},
         conclude::conclude,
-        respond,
+        forward, respond,
         route::route,
     },
     proxy::Proxy,
@@ -50,7 +53,7 @@ pub async fn serve(
             failure.outcome
         }
     };
-    conclude(&request, outcome, &proxy.access_log);
+    conclude(&mut request, outcome, &proxy.access_log);
 }
 
 /// The moment at which requests in flight are cut, watched by one future for a whole connection.
@@ -104,7 +107,7 @@ pub async fn refuse(
     failure: Failure,
 ) {
     respond::failure(&mut request, client, watchdog, &failure).await;
-    conclude(&request, failure.outcome, &proxy.access_log);
+    conclude(&mut request, failure.outcome, &proxy.access_log);
 }
 
 async fn live(
@@ -117,10 +120,15 @@ async fn live(
     let _in_flight = Counted::new(&route.metrics.in_flight);
     match (&route.action, &request.arm) {
         (Action::Split(_), Some(backend)) => {
-            let backend = std::sync::Arc::clone(backend);
-            let rng = rng();
-            let attempts = Attempts { request, client, watchdog, route: &route, backend, rng };
-            attempts.run().await
+            let backend = Arc::clone(backend);
+            let mut rng = rng();
+            forward::prepare(request, &route, &mut rng);
+            match batch::serve(request, client, watchdog, &route, &backend).await? {
+                Way::Answered(outcome) => return Ok(outcome),
+                Way::Alone(solo) => request.solo = solo,
+            }
+            let ask = ask(request, client, watchdog, &backend).await?;
+            Attempts::new(request, client, watchdog, &route, backend, ask, rng).run().await
         }
         _ => respond::local(request, client, watchdog, &route.settings.action).await,
     }

@@ -4,13 +4,14 @@
 //! it takes later is [`threshold`]'s to say; this file asks.
 
 pub mod threshold;
+pub mod warm_up;
 
 use std::{
-    future::poll_fn,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::Method;
 use outrigger_config::validated::{Health, HealthCheck, Protocol};
 
@@ -18,15 +19,14 @@ use crate::{
     endpoint::Endpoint,
     gateway,
     telemetry::metrics::Verdict,
-    upstream::dial,
-    wire::{Fields, Frame, RequestHead, Side, Upstream, h2::ClientStream},
+    upstream::{connect, dial, fetch},
 };
 use threshold::{Change, Threshold, jittered};
 
 /// Checks one endpoint until it is cancelled.
 pub async fn watch(endpoint: Arc<Endpoint>, health: Health, protocol: Protocol) {
     let mut threshold = Threshold::new(health.healthy, health.unhealthy);
-    if endpoint.is_ready() {
+    if endpoint.readiness.is_checked() {
         // It was ready before this check began, under other settings perhaps; now it must stay so.
         threshold.observe(true);
     }
@@ -44,11 +44,11 @@ fn record(endpoint: &Endpoint, threshold: &mut Threshold, verdict: Result<(), St
     endpoint.metrics.checked(if verdict.is_ok() { Verdict::Success } else { Verdict::Failure });
     match threshold.observe(verdict.is_ok()) {
         Some(Change::Ready) => {
-            endpoint.set_ready(true);
+            endpoint.set_checked(true);
             tracing::info!(%backend, endpoint = name, "endpoint ready");
         }
         Some(Change::Unready) => {
-            endpoint.set_ready(false);
+            endpoint.set_checked(false);
             let reason = verdict.err().unwrap_or_default();
             tracing::warn!(%backend, endpoint = name, reason, "endpoint not ready");
         }
@@ -89,22 +89,9 @@ async fn ask(
     limit: Duration,
 ) -> Result<u16, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let mut upstream = match protocol {
-        Protocol::Http1 => {
-            Upstream::H1(dial::http1(endpoint.address, Some(limit)).await.map_err(|e| text(&e))?)
-        }
-        Protocol::H2c => {
-            let conn = dial::h2c(endpoint.address, Some(limit)).await.map_err(|e| text(&e))?;
-            Upstream::H2(Box::new(ClientStream::new(conn)))
-        }
-    };
-    let mut fields = Fields::new();
-    fields.append("host", &endpoint.name);
-    fields.append("user-agent", concat!("outrigger/", env!("CARGO_PKG_VERSION"), " (health)"));
-    let head = RequestHead::for_target(Method::GET, fields, path, 11);
-    upstream.send_head(&head).map_err(|e| text(&e))?;
-    upstream.send(Frame::End);
-    poll_fn(|cx| upstream.poll_flush(cx)).await.map_err(|e| text(&e))?;
-    let head = poll_fn(|cx| upstream.poll_head(cx)).await.map_err(|e| text(&e))?;
-    Ok(head.status)
+    let mut upstream =
+        connect::fresh(endpoint.address, protocol, Some(limit)).await.map_err(|e| text(&e))?;
+    let body = Bytes::new();
+    let head = fetch::head(Method::GET, &endpoint.name, path, &body, "health");
+    fetch::ask(&mut upstream, &head, body).await.map(|head| head.status).map_err(|e| text(&e))
 }

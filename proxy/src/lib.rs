@@ -5,13 +5,17 @@
 //! one [`relay`] between a client and an endpoint.
 //!
 //! Pure decisions, which take a time and a seed and touch nothing: [`split`], [`balance`], [`outlier`], [`retry`],
-//! [`scan`], [`stream`], [`health::threshold`]. State that outlives a request: [`snapshot`] (the configuration in
+//! [`scan`], [`stream`],
+//! [`health::threshold`], [`guard`], [`signal`]. State that outlives a request: [`snapshot`] (the configuration in
 //! force), [`endpoint`] (what is known about each endpoint). [`app`] puts it all together.
 
 pub mod admin;
 pub mod app;
 pub mod balance;
+pub mod batch;
+pub mod canary;
 pub mod cli;
+pub mod compress;
 pub mod connection;
 pub mod deadline;
 pub mod discovery;
@@ -19,6 +23,7 @@ pub mod drain;
 pub mod endpoint;
 pub mod explain;
 pub mod gateway;
+pub mod guard;
 pub mod health;
 pub mod log;
 pub mod outcome;
@@ -30,6 +35,7 @@ pub mod reload;
 pub mod request;
 pub mod retry;
 pub mod scan;
+pub mod signal;
 pub mod snapshot;
 pub mod split;
 pub mod stream;

@@ -31,6 +31,8 @@ pub enum Outcome {
     TooLarge,
     /// The request head is longer than `limits.header_bytes` or has too many fields.
     HeaderTooLarge,
+    /// The request body is compressed in a way that is not read here.
+    UnsupportedCoding,
     /// The method is not allowed here, such as `CONNECT`.
     MethodNotAllowed,
     /// The client was too slow with its request, or in reading the answer.
@@ -53,6 +55,8 @@ pub enum Outcome {
     GapTimeout,
     /// The answer was not complete within the total deadline. What was already sent is cut off.
     TotalTimeout,
+    /// The endpoint stopped working on everything it had.
+    Stalled,
     /// The endpoint closed the connection before its answer was complete.
     UpstreamReset,
     /// The endpoint answered with something that is not HTTP, or against its rules.
@@ -65,7 +69,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
@@ -74,6 +78,7 @@ impl Outcome {
         Self::BadRequest,
         Self::TooLarge,
         Self::HeaderTooLarge,
+        Self::UnsupportedCoding,
         Self::MethodNotAllowed,
         Self::ClientTimeout,
         Self::ClientGone,
@@ -85,6 +90,7 @@ impl Outcome {
         Self::FirstByteTimeout,
         Self::GapTimeout,
         Self::TotalTimeout,
+        Self::Stalled,
         Self::UpstreamReset,
         Self::UpstreamInvalid,
         Self::DrainCut,
@@ -107,6 +113,12 @@ impl Outcome {
         }
     }
 
+    /// Whether an endpoint's answer was passed on completely.
+    #[must_use]
+    pub const fn is_of_upstream(self) -> bool {
+        matches!(self, Self::Ok | Self::ClientError | Self::ServerError)
+    }
+
     /// The name in metrics and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -119,6 +131,7 @@ impl Outcome {
             Self::BadRequest => "bad_request",
             Self::TooLarge => "too_large",
             Self::HeaderTooLarge => "header_too_large",
+            Self::UnsupportedCoding => "unsupported_coding",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::ClientTimeout => "client_timeout",
             Self::ClientGone => "client_gone",
@@ -130,6 +143,7 @@ impl Outcome {
             Self::FirstByteTimeout => "first_byte_timeout",
             Self::GapTimeout => "gap_timeout",
             Self::TotalTimeout => "total_timeout",
+            Self::Stalled => "stalled",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamInvalid => "upstream_invalid",
             Self::DrainCut => "drain_cut",
@@ -147,6 +161,7 @@ impl Outcome {
             Self::MethodNotAllowed => Some(405),
             Self::ClientTimeout => Some(408),
             Self::TooLarge => Some(413),
+            Self::UnsupportedCoding => Some(415),
             Self::HeaderTooLarge => Some(431),
             Self::ClientGone => Some(499),
             Self::Internal => Some(500),
@@ -155,7 +170,8 @@ impl Outcome {
             Self::ConnectTimeout
             | Self::FirstByteTimeout
             | Self::GapTimeout
-            | Self::TotalTimeout => Some(504),
+            | Self::TotalTimeout
+            | Self::Stalled => Some(504),
         }
     }
 
@@ -169,6 +185,7 @@ impl Outcome {
             | Self::ConnectTimeout
             | Self::FirstByteTimeout
             | Self::GapTimeout
+            | Self::Stalled
             | Self::UpstreamReset
             | Self::UpstreamInvalid => true,
             Self::Ok
@@ -178,6 +195,7 @@ impl Outcome {
             | Self::BadRequest
             | Self::TooLarge
             | Self::HeaderTooLarge
+            | Self::UnsupportedCoding
             | Self::MethodNotAllowed
             | Self::ClientTimeout
             | Self::ClientGone
@@ -214,10 +232,12 @@ impl Outcome {
             | Self::BadRequest
             | Self::TooLarge
             | Self::HeaderTooLarge
+            | Self::UnsupportedCoding
             | Self::MethodNotAllowed
             | Self::FirstByteTimeout
             | Self::GapTimeout
             | Self::TotalTimeout
+            | Self::Stalled
             | Self::UpstreamInvalid
             | Self::Internal => Some(false),
         }
@@ -243,6 +263,9 @@ impl Outcome {
             Self::BadRequest => "The request is malformed or ambiguous. Correct it and send again.",
             Self::TooLarge => "The request body is larger than allowed here. Send a shorter one.",
             Self::HeaderTooLarge => "The request head is larger than allowed. Send fewer headers.",
+            Self::UnsupportedCoding => {
+                "The request body is compressed in a way that is not read here. Use one of accept-encoding."
+            }
             Self::MethodNotAllowed => "This method is not allowed here. Use another one.",
             Self::ClientTimeout => "The request did not arrive in time. Send it again.",
             Self::ClientGone => "The client closed the connection before the answer was complete.",
@@ -262,6 +285,9 @@ impl Outcome {
             }
             Self::TotalTimeout => {
                 "The answer was not complete in the time allowed. Ask for a shorter one."
+            }
+            Self::Stalled => {
+                "The model server has stopped working. It may go on: do not repeat the request at once."
             }
             Self::UpstreamReset => {
                 "The model server closed the connection before its answer was complete. Try again shortly."
@@ -341,6 +367,7 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::MethodNotAllowed => "Method Not Allowed",
         Outcome::ClientTimeout => "Request Timeout",
         Outcome::TooLarge => "Content Too Large",
+        Outcome::UnsupportedCoding => "Unsupported Media Type",
         Outcome::HeaderTooLarge => "Request Header Fields Too Large",
         Outcome::ClientGone => "Client Closed Request",
         Outcome::ConnectFailed | Outcome::UpstreamReset | Outcome::UpstreamInvalid => "Bad Gateway",
@@ -350,7 +377,8 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::ConnectTimeout
         | Outcome::FirstByteTimeout
         | Outcome::GapTimeout
-        | Outcome::TotalTimeout => "Gateway Timeout",
+        | Outcome::TotalTimeout
+        | Outcome::Stalled => "Gateway Timeout",
         Outcome::Ok
         | Outcome::ClientError
         | Outcome::ServerError

@@ -1,9 +1,12 @@
-//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`attempt`],
-//! [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
+//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`ask`],
+//! [`attempt`], [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
 
 pub mod admit;
+pub mod ask;
 pub mod attempt;
+pub mod batch;
 pub mod conclude;
 pub mod forward;
+pub mod mirror;
 pub mod respond;
 pub mod route;

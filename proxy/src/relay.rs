@@ -6,25 +6,33 @@
 //!
 //! What it leaves out: whether there will be another attempt, and what the client is told when there is none.
 
+pub mod load_report;
+mod packer;
 pub mod progress;
 pub mod upload;
 
 use std::{
     borrow::Cow,
     future::poll_fn,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use packer::Packer;
 pub use progress::Progress;
 pub use upload::{Upload, UploadError};
 
 use crate::{
+    balance::Cost,
+    compress::{self, Broken, Encoder, Refused},
     deadline::{Expiry, Next, Watchdog},
+    outlier::stall::Turn,
     request::Request,
-    upstream::{Backend, backend::Place},
+    telemetry::metrics::RouteMetrics,
+    upstream::{Backend, backend::Place, connect},
     wire::{
-        BACKLOG, BodyLength, Downstream, Frame, ResponseHead, Side, Upstream, WireError,
+        BACKLOG, BodyLength, Downstream, Fields, Frame, ResponseHead, Side, Upstream, WireError,
         hop::strip_hop_by_hop,
     },
 };
@@ -38,6 +46,8 @@ pub enum Fault {
     ClientInvalid(Cow<'static, str>),
     /// The client's request body is longer than configured.
     TooLarge,
+    /// The client's request body can not, or must not, be decompressed.
+    Packed(Refused),
     /// The endpoint hung up, refused, or sent nonsense.
     Upstream(WireError),
     /// Something took too long.
@@ -50,10 +60,17 @@ impl From<Option<UploadError>> for Fault {
     }
 }
 
+impl From<Broken> for Fault {
+    fn from(_: Broken) -> Self {
+        Fault::Upstream(WireError::Invalid("no memory to compress its response"))
+    }
+}
+
 impl From<UploadError> for Fault {
     fn from(error: UploadError) -> Self {
         match error {
             UploadError::TooLong => Fault::TooLarge,
+            UploadError::Packed(refused) => Fault::Packed(refused),
             UploadError::Ambiguous(field) => {
                 Fault::ClientInvalid(format!("the body names {field:?} more than once").into())
             }
@@ -78,6 +95,8 @@ pub struct Bounds {
     pub client_body: Duration,
     /// Between two times that the client reads something.
     pub client_read: Duration,
+    /// Load reports of the endpoint are believed.
+    pub believes_reports: bool,
 }
 
 /// Client and endpoint of one attempt.
@@ -91,6 +110,11 @@ pub struct Exchange<'r, 'c> {
     watchdog: &'r mut Watchdog,
     upstream: Upstream,
     bounds: Bounds,
+    packer: Option<Packer>,
+    /// What the endpoint owes, once it has the whole request.
+    turn: Option<Turn>,
+    /// A frame that came before its head was passed on.
+    early: Option<Frame>,
     state: State,
 }
 
@@ -107,6 +131,10 @@ struct State {
     client_moved: Option<Instant>,
     client_behind: bool,
     responding: bool,
+    /// The status of the response is a success.
+    succeeding: bool,
+    /// The endpoint seemed to have stopped working, and was given the benefit of the doubt.
+    stall_doubted: bool,
     download_ended: bool,
 }
 
@@ -121,6 +149,8 @@ impl State {
             client_moved: None,
             client_behind: false,
             responding: false,
+            succeeding: false,
+            stall_doubted: false,
             download_ended: false,
         }
     }
@@ -139,7 +169,18 @@ impl<'r, 'c> Exchange<'r, 'c> {
         // Without a body, nothing may follow an upgrade before it is answered.
         let upgrade = request.head.fields.contains("upgrade");
         let state = State::new(upgrade && request.head.body == BodyLength::Empty);
-        Exchange { client, request, place, watchdog, upstream, bounds, state }
+        Exchange {
+            client,
+            request,
+            place,
+            watchdog,
+            upstream,
+            bounds,
+            packer: None,
+            turn: None,
+            early: None,
+            state,
+        }
     }
 
     /// Sends the request and waits for the head of the response.
@@ -174,6 +215,31 @@ impl<'r, 'c> Exchange<'r, 'c> {
         }
     }
 
+    /// Waits for the first piece of the response, so that it can still come from elsewhere if there is none: engines
+    /// send the head of a stream before they have begun to work on it.
+    ///
+    /// # Errors
+    /// As [`Exchange::head`].
+    pub async fn first_piece(&mut self) -> Result<(), Fault> {
+        poll_fn(|cx| {
+            self.advance_upload(cx)?;
+            match self.upstream.poll_frame(cx) {
+                Poll::Ready(Ok(frame)) => {
+                    self.early = Some(frame);
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(self.upstream_fault(error))),
+                Poll::Pending => self.poll_client_and_clock(cx),
+            }
+        })
+        .await
+    }
+
+    /// The body of the response goes to the client in this coding.
+    pub fn pack(&mut self, encoder: Encoder, metrics: Arc<RouteMetrics>) {
+        self.packer = Some(Packer::new(encoder, metrics));
+    }
+
     /// The endpoint has answered with this head, which goes to the client; no other attempt follows.
     ///
     /// # Errors
@@ -188,6 +254,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
         self.state.hold_upload = false;
         self.state.uploaded &= !self.state.tunnel;
         self.state.responding = true;
+        self.state.succeeding = (200..300).contains(&head.status);
         self.client.send_head(head).map_err(|_| Fault::ClientGone)
     }
 
@@ -206,7 +273,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
             match self.client.poll_flush(cx) {
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::ClientGone)),
                 Poll::Ready(Ok(())) if self.is_over() => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok(())) => self.state.client_behind = false,
+                Poll::Ready(Ok(())) => self.note_client_keeps_up(),
                 Poll::Pending => self.note_client_behind(before),
             }
             // The backlog is gone: there may be more to read that nobody would wake us for.
@@ -233,26 +300,81 @@ impl<'r, 'c> Exchange<'r, 'c> {
             if self.client.queued() > BACKLOG {
                 return Ok(true);
             }
-            let Poll::Ready(frame) = self.upstream.poll_frame(cx) else { return Ok(false) };
+            let early = self.early.take().map(|frame| Poll::Ready(Ok(frame)));
+            let Poll::Ready(frame) = early.unwrap_or_else(|| self.upstream.poll_frame(cx)) else {
+                // Nothing more for the moment: the client is to have what there is.
+                if let Some(packer) = &mut self.packer {
+                    packer.flush(self.client)?;
+                }
+                return Ok(false);
+            };
             let frame = match frame {
                 Ok(frame) => frame,
                 Err(error) => return Err(self.upstream_fault(error)),
             };
-            match &frame {
-                Frame::Data(data) => self.note_data(data),
-                Frame::Trailers(_) => {}
-                Frame::End => self.note_end(),
-            }
-            self.client.send(frame);
+            self.pass_on(frame)?;
         }
         Ok(false)
     }
 
     fn note_data(&mut self, data: &[u8]) {
         let now = Instant::now();
+        if let Some(turn) = &mut self.turn {
+            turn.bytes(now);
+        }
         if self.request.progress.data(data, now) {
-            let transition = self.place.first_byte(now);
+            // What an error took to say so teaches nothing about answers.
+            let after = self.state.succeeding.then(|| now - self.state.waiting_since);
+            let transition = self.place.first_byte(after, now);
             self.place.endpoint().announce(transition);
+            if let (Some(after), Some(turn)) = (after, &self.turn)
+                && self.request.progress.is_event_stream()
+            {
+                self.place.stream_began(after, turn.prompts(), now);
+            }
+        }
+    }
+
+    fn pass_on(&mut self, frame: Frame) -> Result<(), Fault> {
+        match frame {
+            Frame::Data(data) => {
+                self.note_data(&data);
+                match &mut self.packer {
+                    Some(packer) => packer.data(&data, self.client)?,
+                    None => self.client.send(Frame::Data(data)),
+                }
+            }
+            Frame::Trailers(mut fields) => {
+                self.note_trailers(&mut fields);
+                if self.packer.is_some() {
+                    compress::drop_digests(&mut fields);
+                }
+                self.end_packing()?;
+                self.client.send(Frame::Trailers(fields));
+            }
+            Frame::End => {
+                self.note_end();
+                self.end_packing()?;
+                self.client.send(Frame::End);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_packing(&mut self) -> Result<(), Fault> {
+        match self.packer.take() {
+            Some(packer) => packer.end(self.client).map_err(Fault::from),
+            None => Ok(()),
+        }
+    }
+
+    /// A load report may come at the end, when it is known.
+    fn note_trailers(&self, fields: &mut Fields) {
+        if self.bounds.believes_reports {
+            load_report::learn(fields, self.place.endpoint());
+            if self.request.report_asked.is_none() {
+                load_report::strip(fields);
+            }
         }
     }
 
@@ -263,11 +385,22 @@ impl<'r, 'c> Exchange<'r, 'c> {
         }
     }
 
+    fn note_client_keeps_up(&mut self) {
+        if std::mem::take(&mut self.state.client_behind)
+            && let Some(turn) = &mut self.turn
+        {
+            turn.resume(Instant::now());
+        }
+    }
+
     /// The client has not taken all; the clock runs from the last time that it took something.
     fn note_client_behind(&mut self, before: usize) {
         if !self.state.client_behind || self.client.queued() < before {
             self.state.client_behind = true;
             self.state.client_moved = Some(Instant::now());
+            if let Some(turn) = &mut self.turn {
+                turn.hold();
+            }
         }
     }
 
@@ -302,8 +435,17 @@ impl<'r, 'c> Exchange<'r, 'c> {
         if let Poll::Ready(result) = sent {
             result?;
             self.state.uploaded = true;
+            self.begin_turn();
         }
         Ok(self.upstream.queued() > BACKLOG)
+    }
+
+    fn begin_turn(&mut self) {
+        if !self.state.tunnel && self.turn.is_none() {
+            let tokens = Cost::of_prompt(self.request.upload.received()).prefill;
+            let streams = self.request.upload.asks_for_stream();
+            self.turn = self.place.begin_turn(tokens, streams, Instant::now());
+        }
     }
 
     fn upstream_fault(&mut self, error: WireError) -> Fault {
@@ -320,7 +462,15 @@ impl<'r, 'c> Exchange<'r, 'c> {
             return Poll::Ready(Err(Fault::ClientGone));
         }
         let next = self.next_deadline();
-        self.watchdog.poll_expired(next, cx).map(|expiry| Err(Fault::Expired(expiry)))
+        match self.watchdog.poll_expired(next, cx) {
+            // When it was us who paused, bytes of other answers may be waiting to be read: they have their turn first.
+            Poll::Ready(Expiry::Stalled) if !self.state.stall_doubted => {
+                self.state.stall_doubted = true;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            expired => expired.map(|expiry| Err(Fault::Expired(expiry))),
+        }
     }
 
     fn next_deadline(&self) -> Next {
@@ -343,7 +493,8 @@ impl<'r, 'c> Exchange<'r, 'c> {
         match self.request.progress.last_data() {
             None => {
                 let at = bounds.first_byte.map(|limit| self.state.waiting_since + limit);
-                next.or(at, Expiry::FirstByte)
+                let stalls = self.turn.as_ref().and_then(|_| self.place.stalls_at());
+                next.or(at, Expiry::FirstByte).or(stalls, Expiry::Stalled)
             }
             Some(last) => next.or(bounds.gap.map(|gap| last + gap), Expiry::Gap),
         }
@@ -363,12 +514,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
 
     /// The response is complete: the connection goes back to rest, if it can carry another request.
     pub fn finish(self, backend: &Backend) {
-        let Upstream::H1(conn) = self.upstream else { return };
-        let settings = &backend.settings;
-        if conn.is_reusable() {
-            let pool = &self.place.endpoint().pool;
-            pool.put(conn, Instant::now(), settings.idle_timeout, settings.idle_connections);
-        }
+        connect::rest(self.upstream, self.place.endpoint(), &backend.settings);
     }
 
     /// No more is wanted from the endpoint; dropping its connection or stream tells it so.

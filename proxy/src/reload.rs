@@ -164,7 +164,8 @@ fn take_up_change_at_start(proxy: &Proxy, path: &Path) {
     }
 }
 
-fn watch_directory(
+/// Tells of every change in the directory of `path` that is not a mere access.
+pub fn watch_directory(
     path: &Path,
     changed: mpsc::Sender<()>,
 ) -> notify::Result<notify::RecommendedWatcher> {

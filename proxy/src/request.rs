@@ -11,7 +11,9 @@ use rand::{Rng, RngExt};
 use crate::{
     endpoint::Endpoint,
     outcome::Outcome,
+    phase::batch::Solo,
     relay::{Progress, Upload},
+    signal::orca::Format,
     snapshot::{Route, Snapshot, auto_error_format},
     telemetry::metrics::ArmMetrics,
     upstream::Backend,
@@ -54,10 +56,16 @@ pub struct Request {
     pub route: Option<Arc<Route>>,
     /// The backend of the arm it was given.
     pub arm: Option<Arc<Backend>>,
+    /// A tester picked the arm.
+    pub arm_forced: bool,
     /// The series it counts in: of its arm, its route, or of no route.
     pub metrics: Arc<ArmMetrics>,
     /// The `model` it asks for.
     pub model: Option<String>,
+    /// The format in which the client asks for a load report.
+    pub report_asked: Option<Format>,
+    /// It could have shared a call and goes by itself.
+    pub solo: Option<Solo>,
     /// The id it came with, or ours.
     pub id: String,
     /// When its head was here.
@@ -71,6 +79,8 @@ pub struct Request {
 pub struct Trail {
     /// How many attempts were made.
     pub attempts: u32,
+    /// How many of them failed by the fault of their endpoint and were followed by another.
+    pub faults: u32,
     /// Endpoints that were tried, in order.
     pub tried: Vec<SocketAddr>,
     /// The last of them: where the response came from, if one came.
@@ -123,8 +133,11 @@ impl Request {
             progress: Progress::new(),
             route: None,
             arm: None,
+            arm_forced: false,
             metrics,
             model: None,
+            report_asked: None,
+            solo: None,
             id,
             start: Instant::now(),
             trail: Trail::default(),

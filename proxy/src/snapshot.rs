@@ -6,14 +6,17 @@
 
 use std::{sync::Arc, time::Instant};
 
+use arc_swap::ArcSwap;
 use outrigger_config::{
     Config,
     validated::{self as config, ErrorStyle, Sticky},
 };
 
 use crate::{
+    canary::{self, Canary},
     endpoint::Registry,
     outcome::ErrorFormat,
+    phase::{batch::Batcher, mirror::Mirror},
     retry::{self, Budget},
     split::{self, Schedule, ScheduleError},
     telemetry::metrics::{ArmMetrics, Metrics, RouteMetrics},
@@ -49,6 +52,12 @@ pub struct Route {
     pub retry: Option<retry::Policy>,
     /// How much of the traffic may be retries.
     pub budget: Arc<Budget>,
+    /// What takes an arm out that does worse than another.
+    pub canary: Option<Arc<Canary>>,
+    /// Where copies of its requests go.
+    pub mirror: Option<Arc<Mirror>>,
+    /// Where its requests find mates to travel with.
+    pub batcher: Option<Arc<Batcher>>,
 }
 
 /// What a route does.
@@ -63,14 +72,19 @@ pub enum Action {
 pub struct Split {
     /// In file order.
     pub arms: Vec<Arm>,
-    schedule: Arc<Schedule>,
+    /// By which weights; a canary's guard may put others in their place. Handed to the next configuration.
+    dealing: Arc<ArcSwap<Dealing>>,
+}
+
+/// The weights in force.
+struct Dealing {
+    weights: Vec<u32>,
+    schedule: Schedule,
     sticky: split::Sticky,
 }
 
 /// One arm.
 pub struct Arm {
-    /// Its weight.
-    pub weight: u32,
     /// Where its requests go.
     pub backend: Arc<Backend>,
     /// Its series.
@@ -146,11 +160,12 @@ fn backend(
     }
 }
 
-/// Every body field that a match, a split or a rewrite needs, each once.
+/// Every body field that a match, a split, a rewrite or a backend needs, each once.
 fn body_fields(config: &Config) -> Vec<String> {
     let mut fields = Vec::new();
     for route in config.routes.iter().filter(|route| route.reads_body()) {
         fields.push("model".to_owned());
+        fields.extend(route.key_fields.iter().cloned());
         if let Some(Sticky::Body(field)) = &route.sticky {
             fields.push(field.clone());
         }
@@ -170,13 +185,24 @@ impl Route {
         let old = old.and_then(|old| old.route(&settings.name));
         let action = match &settings.action {
             config::Action::Split(arms) => {
-                let before = old.and_then(|old| old.split_of(arms));
+                let same = |old: &&Arc<Route>| old.settings.guard == settings.guard;
+                let before = old.filter(same).and_then(|old| old.split_of(arms));
                 Action::Split(Split::compile(settings, arms, backends, before, metrics)?)
             }
             config::Action::Redirect(_) | config::Action::Respond(_) => {
                 Action::Local(metrics.arm(&settings.name, "-"))
             }
         };
+        let guard = settings.guard.as_ref();
+        let canary = guard.map(|guard| canary(guard, settings, old, metrics));
+        let mirror = settings.mirror.as_ref().map(|mirror| {
+            let metrics = metrics.mirror(&settings.name, &mirror.name);
+            Arc::new(Mirror::new(mirror.clone(), Arc::clone(&backends[mirror.backend]), metrics))
+        });
+        let batcher = settings
+            .batch
+            .as_ref()
+            .map(|batch| Arc::new(Batcher::new(batch, metrics.batches(&settings.name))));
         let same_budget = |old: &&Arc<Route>| budget_of(&old.settings) == budget_of(settings);
         let budget = match old.filter(same_budget) {
             Some(old) => Arc::clone(&old.budget),
@@ -184,7 +210,8 @@ impl Route {
         };
         let retry = settings.retry.as_ref().map(retry_policy);
         let metrics = metrics.route(&settings.name);
-        Ok(Route { settings: settings.clone(), action, metrics, retry, budget })
+        let settings = settings.clone();
+        Ok(Route { settings, action, metrics, retry, budget, canary, mirror, batcher })
     }
 
     /// The split of this route, if it deals out by just these arms.
@@ -218,34 +245,70 @@ impl Split {
         before: Option<&Split>,
         metrics: &Metrics,
     ) -> Result<Self, ScheduleError> {
-        let weights: Vec<u32> = arms.iter().map(|arm| arm.weight).collect();
-        let schedule = match before {
-            Some(before) => Arc::clone(&before.schedule),
-            None => Arc::new(Schedule::new(&weights)?),
+        let weights = canary::initial_weights(route.guard.as_ref(), arms);
+        let dealing = match before {
+            Some(before) => Arc::clone(&before.dealing),
+            None => Arc::new(ArcSwap::from_pointee(Dealing::new(weights)?)),
         };
         let arm = |arm: &config::Arm| Arm {
-            weight: arm.weight,
             backend: Arc::clone(&backends[arm.backend]),
             metrics: metrics.arm(&route.name, &arm.name),
         };
-        let sticky = split::Sticky::new(&weights)?;
-        Ok(Split { arms: arms.iter().map(arm).collect(), schedule, sticky })
+        Ok(Split { arms: arms.iter().map(arm).collect(), dealing })
     }
 
     /// The arm whose turn it is.
     pub fn next(&self) -> &Arm {
-        &self.arms[self.schedule.next()]
+        &self.arms[self.dealing.load().schedule.next()]
     }
 
     /// The arm of `key`, the same each time.
     pub fn sticky(&self, key: &[u8]) -> &Arm {
-        &self.arms[self.sticky.arm(key)]
+        &self.arms[self.dealing.load().sticky.arm(key)]
+    }
+
+    /// The weights in force, one for each arm.
+    pub fn weights(&self) -> Vec<u32> {
+        self.dealing.load().weights.clone()
+    }
+
+    /// Deals by these weights from now on, one for each arm.
+    ///
+    /// # Errors
+    /// Weights that make no schedule; the old ones stay.
+    pub fn deal_by(&self, weights: Vec<u32>) -> Result<(), ScheduleError> {
+        self.dealing.store(Arc::new(Dealing::new(weights)?));
+        Ok(())
     }
 
     /// The arm of that name.
     pub fn named(&self, name: &[u8]) -> Option<&Arm> {
         self.arms.iter().find(|arm| arm.backend.name.as_bytes() == name)
     }
+}
+
+impl Dealing {
+    fn new(weights: Vec<u32>) -> Result<Self, ScheduleError> {
+        let (schedule, sticky) = (Schedule::fitted(&weights)?, split::Sticky::new(&weights)?);
+        Ok(Dealing { weights, schedule, sticky })
+    }
+}
+
+/// The guard of this route: the one at work if nothing about it and its split has changed, else a new one.
+fn canary(
+    guard: &config::Guard,
+    route: &config::Route,
+    old: Option<&Arc<Route>>,
+    metrics: &Metrics,
+) -> Arc<Canary> {
+    let same = |old: &&Arc<Route>| {
+        (&old.settings.guard, &old.settings.action) == (&route.guard, &route.action)
+    };
+    let old = old.filter(same).and_then(|old| old.canary.as_ref());
+    old.map_or_else(
+        || Arc::new(Canary::new(guard, route, metrics.canary(&route.name, &guard.arm_name))),
+        Arc::clone,
+    )
 }
 
 fn budget_of(route: &config::Route) -> Option<config::RetryBudget> {

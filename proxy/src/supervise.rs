@@ -1,33 +1,48 @@
-//! Background work that follows the configuration: discovery and health checks of every backend in force, and the
-//! sweep of resting connections. Runs on a runtime of its own, away from traffic.
+//! Background work that follows the configuration: discovery, health checks, warm-ups and load signals of every backend
+//! in force, the comparison of its endpoints with each other, and the sweep of resting connections. Runs on a runtime of
+//! its own, away from traffic.
+
+mod agent;
+mod peers;
+mod scrape;
+mod told;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use outrigger_config::validated::Dns;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::{discovery, health, proxy::Proxy, upstream::Backend};
+use crate::{
+    discovery,
+    endpoint::Endpoint,
+    health::{self, warm_up},
+    proxy::Proxy,
+    upstream::Backend,
+};
 
 /// How often resting connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// Runs until it is cancelled.
 pub async fn run(proxy: Arc<Proxy>) {
-    let mut supervised: Vec<(Arc<Backend>, AbortHandle)> = Vec::new();
+    let mut supervised: Vec<(Arc<Backend>, Dns, AbortHandle)> = Vec::new();
     let mut tasks = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
-        let wanted = &proxy.snapshot.load().backends;
-        supervised.retain(|(backend, task)| {
-            let keep = wanted.iter().any(|w| Arc::ptr_eq(w, backend));
+        let snapshot = proxy.snapshot.load_full();
+        let (wanted, dns) = (&snapshot.backends, &snapshot.config.dns);
+        supervised.retain(|(backend, asked, task)| {
+            let asks = || discovery::is_needed(&backend.settings.endpoints);
+            let keep = wanted.iter().any(|w| Arc::ptr_eq(w, backend)) && (asked == dns || !asks());
             if !keep {
                 task.abort();
             }
             keep
         });
         for backend in wanted {
-            if !supervised.iter().any(|(known, _)| Arc::ptr_eq(known, backend)) {
-                let task = tasks.spawn(supervise(Arc::clone(backend)));
-                supervised.push((Arc::clone(backend), task));
+            if !supervised.iter().any(|(known, ..)| Arc::ptr_eq(known, backend)) {
+                let task = tasks.spawn(supervise(Arc::clone(backend), dns.clone()));
+                supervised.push((Arc::clone(backend), dns.clone(), task));
             }
         }
         tokio::select! {
@@ -38,43 +53,61 @@ pub async fn run(proxy: Arc<Proxy>) {
     }
 }
 
-/// Discovery and checks of one backend. Cancelling it cancels both.
-async fn supervise(backend: Arc<Backend>) {
+/// All that one backend needs. Cancelling it cancels everything.
+async fn supervise(backend: Arc<Backend>, dns: Dns) {
     let mut tasks = JoinSet::new();
-    if backend.has_names() {
-        tasks.spawn(discovery::watch(Arc::clone(&backend)));
+    if discovery::is_needed(&backend.settings.endpoints) {
+        tasks.spawn(discovery::watch(Arc::clone(&backend), dns));
+    }
+    if backend.settings.ejection.is_some() {
+        tasks.spawn(peers::watch(Arc::clone(&backend)));
     }
     let mut changes = backend.changes();
-    let mut checks: HashMap<SocketAddr, AbortHandle> = HashMap::new();
+    let mut watched: HashMap<SocketAddr, Vec<AbortHandle>> = HashMap::new();
     loop {
         changes.mark_unchanged();
-        follow(&backend, &mut tasks, &mut checks);
+        follow(&backend, &mut tasks, &mut watched);
         if changes.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// Starts checks of endpoints that joined and ends those of endpoints that left.
+/// Begins to watch endpoints that joined and ends with those that left.
 fn follow(
     backend: &Arc<Backend>,
     tasks: &mut JoinSet<()>,
-    checks: &mut HashMap<SocketAddr, AbortHandle>,
+    watched: &mut HashMap<SocketAddr, Vec<AbortHandle>>,
 ) {
-    let Some(settings) = &backend.settings.health else { return };
     let members = backend.members();
-    checks.retain(|address, task| {
+    watched.retain(|address, tasks| {
         let keep = members.list.iter().any(|m| m.endpoint.address == *address);
         if !keep {
-            task.abort();
+            tasks.iter().for_each(AbortHandle::abort);
         }
         keep
     });
     for member in &members.list {
         let endpoint = &member.endpoint;
-        checks.entry(endpoint.address).or_insert_with(|| {
-            let protocol = backend.settings.protocol;
-            tasks.spawn(health::watch(Arc::clone(endpoint), settings.clone(), protocol))
-        });
+        watched.entry(endpoint.address).or_insert_with(|| watch(endpoint, backend, tasks));
     }
+}
+
+/// Everything that is asked of one endpoint, each by a task of its own: a slow page must not delay a check.
+fn watch(endpoint: &Arc<Endpoint>, backend: &Backend, tasks: &mut JoinSet<()>) -> Vec<AbortHandle> {
+    let (settings, protocol) = (&backend.settings, backend.settings.protocol);
+    let mut begun = Vec::new();
+    if let Some(health) = &settings.health {
+        begun.push(tasks.spawn(health::watch(Arc::clone(endpoint), health.clone(), protocol)));
+    }
+    if let Some(warm_up) = &settings.warm_up {
+        begun.push(tasks.spawn(warm_up::watch(Arc::clone(endpoint), warm_up.clone(), protocol)));
+    }
+    if let Some(scrape) = &settings.signals.scrape {
+        begun.push(tasks.spawn(scrape::watch(Arc::clone(endpoint), scrape.clone(), protocol)));
+    }
+    if let Some(agent) = &settings.signals.agent {
+        begun.push(tasks.spawn(agent::watch(Arc::clone(endpoint), agent.clone())));
+    }
+    begun
 }

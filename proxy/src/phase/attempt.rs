@@ -6,22 +6,21 @@
 
 use std::{
     future::poll_fn,
+    net::SocketAddr,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
-use outrigger_config::validated::Protocol;
 use rand::Rng;
 
-use super::{forward, respond, route::body_failure};
+use super::{ask::is_json, forward, respond, route::body_failure};
 use crate::{
-    balance::Cost,
+    balance::Ask,
     deadline::{Expiry, Next, Watchdog},
-    endpoint::Endpoint,
     outcome::Outcome,
     outlier,
-    relay::{Bounds, Exchange, Fault},
+    relay::{Bounds, Exchange, Fault, load_report},
     request::{Failure, Request},
     retry::{self, Decision, Denied, Failed, Reason},
     snapshot::Route,
@@ -32,33 +31,29 @@ use crate::{
     },
     upstream::{
         Backend,
-        backend::{Choice, Place},
-        dial::{self, DialError},
+        backend::{Choice, Place, Wanted},
+        connect::{Reuse, connect},
+        dial::DialError,
     },
-    wire::{BodyLength, Downstream, ResponseHead, Upstream, WireError, h2::ClientStream},
+    wire::{Downstream, ResponseHead, Upstream, WireError},
 };
 
 /// What every step of an attempt needs.
 pub struct Attempts<'a, 'c, R> {
-    /// The request.
-    pub request: &'a mut Request,
-    /// Its client.
-    pub client: &'a mut Downstream<'c>,
-    /// Its timer.
-    pub watchdog: &'a mut Watchdog,
-    /// Its route.
-    pub route: &'a Route,
+    request: &'a mut Request,
+    client: &'a mut Downstream<'c>,
+    watchdog: &'a mut Watchdog,
+    route: &'a Route,
     /// The backend of its arm.
-    pub backend: Arc<Backend>,
-    /// Chance.
-    pub rng: R,
-}
-
-/// Whether a resting connection will do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reuse {
-    Allowed,
-    Forbidden,
+    backend: Arc<Backend>,
+    ask: Ask,
+    /// Endpoints that a scheduler in front has chosen.
+    destinations: Vec<SocketAddr>,
+    /// It has come from another pod, to be served by this one's engine if there is one.
+    hopped: bool,
+    /// The head says that it leaves the pod.
+    hop_marked: bool,
+    rng: R,
 }
 
 /// An attempt that gave no response to pass on.
@@ -73,13 +68,39 @@ enum Miss {
     Final(Failure),
 }
 
-impl<R: Rng> Attempts<'_, '_, R> {
+impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
+    /// Attempts of this request, which is like `ask`, at endpoints of this backend.
+    pub fn new(
+        request: &'a mut Request,
+        client: &'a mut Downstream<'c>,
+        watchdog: &'a mut Watchdog,
+        route: &'a Route,
+        backend: Arc<Backend>,
+        ask: Ask,
+        rng: R,
+    ) -> Self {
+        let destinations = forward::destinations(&request.head.fields, &backend);
+        let hopped = forward::has_hopped(&request.head.fields);
+        Attempts {
+            request,
+            client,
+            watchdog,
+            route,
+            backend,
+            ask,
+            destinations,
+            hopped,
+            hop_marked: hopped,
+            rng,
+        }
+    }
+
     /// Runs attempts until the request has ended.
     ///
     /// # Errors
     /// Why there is no complete response.
     pub async fn run(mut self) -> Result<Outcome, Failure> {
-        forward::prepare(self.request, self.route, &mut self.rng);
+        load_report::ask(&mut self.request.head.fields, &self.backend.settings.signals);
         self.route.budget.deposit(self.request.start);
         loop {
             let pause = match self.attempt().await {
@@ -97,7 +118,10 @@ impl<R: Rng> Attempts<'_, '_, R> {
                         None,
                         &mut self.rng,
                     ) {
-                        Some(pause) => pause,
+                        Some(pause) => {
+                            self.request.trail.faults += u32::from(reason != Reason::Refused);
+                            pause
+                        }
                         None => return Err(failure),
                     }
                 }
@@ -120,18 +144,21 @@ impl<R: Rng> Attempts<'_, '_, R> {
 
     async fn exchange_over(&mut self, place: Place, reuse: Reuse) -> Result<Outcome, Miss> {
         self.request.upload.rewind();
+        let fields = &mut self.request.head.fields;
+        self.hop_marked = forward::mark_hop(fields, &place, self.hop_marked);
         let (upstream, place) = self.connect(place, reuse).await?;
         self.exchange(upstream, place).await
     }
 
     fn choose(&mut self) -> Result<Place, Failure> {
-        let cost = Cost::of_prompt(match self.request.head.body {
-            BodyLength::Exact(bytes) => bytes,
-            BodyLength::Empty | BodyLength::Unknown => self.request.upload.received(),
-        });
-        let tried = &self.request.trail.tried;
         let name = &self.backend.name;
-        match self.backend.choose(cost, tried, Instant::now(), &mut self.rng) {
+        let wanted = Wanted {
+            ask: &self.ask,
+            tried: &self.request.trail.tried,
+            destinations: &self.destinations,
+            hopped: self.hopped,
+        };
+        match self.backend.choose(wanted, Instant::now(), &mut self.rng) {
             Choice::Taken(place) => Ok(place),
             Choice::Full => {
                 let detail = format!("every endpoint of backend {name} is at max_connections");
@@ -149,7 +176,7 @@ impl<R: Rng> Attempts<'_, '_, R> {
         let limit = self.connect_limit().map_err(Miss::Final)?;
         let start = Instant::now();
         let endpoint = Arc::clone(place.endpoint());
-        let dialled = connection(&endpoint, self.backend.settings.protocol, reuse, limit);
+        let dialled = connect(&endpoint, self.backend.settings.protocol, reuse, limit);
         let mut dialled = std::pin::pin!(dialled);
         let (client, upload) = (&mut *self.client, &mut self.request.upload);
         let result = poll_fn(|cx| match dialled.as_mut().poll(cx) {
@@ -208,7 +235,7 @@ impl<R: Rng> Attempts<'_, '_, R> {
     async fn exchange(&mut self, mut upstream: Upstream, place: Place) -> Result<Outcome, Miss> {
         let sent = upstream.send_head(&self.request.head);
         let waiting = Counted::new(&self.route.metrics.awaiting_first_byte);
-        let bounds = bounds(self.request, self.route);
+        let bounds = bounds(self.request, self.route, &self.backend);
         let mut exchange = Exchange::new(
             &mut *self.client,
             &mut *self.request,
@@ -241,9 +268,15 @@ impl<R: Rng> Attempts<'_, '_, R> {
                 let outcome = Outcome::of_upstream_status(head.status);
                 exchange.place.endpoint().metrics.ended(outcome);
                 judge_status(&mut exchange.place, &self.backend, head.status);
+                exchange.request.trail.faults += u32::from(reason == Reason::ServerError);
                 exchange.give_up();
                 return Err(Miss::Again(pause));
             }
+        }
+        if can_wait_for_piece(&head, exchange.request, self.route)
+            && let Err(fault) = exchange.first_piece().await
+        {
+            return Err(no_head(exchange, self.route, &self.backend, fault));
         }
         relay(exchange, head, self.route, &self.backend).await.map_err(Miss::Final)
     }
@@ -251,7 +284,7 @@ impl<R: Rng> Attempts<'_, '_, R> {
     /// A pause before the next attempt, in which the client may go away and the total may pass.
     async fn wait(&mut self, pause: Duration) -> Result<(), Failure> {
         let until = Instant::now() + pause;
-        let total = bounds(self.request, self.route).total;
+        let total = bounds(self.request, self.route, &self.backend).total;
         let next = Next::never().or(Some(until), Expiry::Gap).or(total, Expiry::Total);
         let (client, watchdog) = (&mut *self.client, &mut *self.watchdog);
         let upload = &mut self.request.upload;
@@ -267,35 +300,7 @@ impl<R: Rng> Attempts<'_, '_, R> {
     }
 }
 
-/// A resting connection to the endpoint, or a new one.
-async fn connection(
-    endpoint: &Endpoint,
-    protocol: Protocol,
-    reuse: Reuse,
-    limit: Option<Duration>,
-) -> Result<(Upstream, UpstreamConnection), DialError> {
-    let reuse = reuse == Reuse::Allowed;
-    match protocol {
-        Protocol::Http1 => {
-            if reuse && let Some(conn) = endpoint.pool.take().await {
-                return Ok((Upstream::H1(conn), UpstreamConnection::Reused));
-            }
-            let conn = dial::http1(endpoint.address, limit).await?;
-            Ok((Upstream::H1(conn), UpstreamConnection::Opened))
-        }
-        Protocol::H2c => {
-            let stream = |conn| Upstream::H2(Box::new(ClientStream::new(conn)));
-            if reuse && let Some(conn) = endpoint.pool.take_shared().await {
-                return Ok((stream(conn), UpstreamConnection::Reused));
-            }
-            let conn = dial::h2c(endpoint.address, limit).await?;
-            endpoint.pool.put_shared(conn.clone());
-            Ok((stream(conn), UpstreamConnection::Opened))
-        }
-    }
-}
-
-fn bounds(request: &Request, route: &Route) -> Bounds {
+fn bounds(request: &Request, route: &Route, backend: &Backend) -> Bounds {
     let deadline = &route.settings.deadline;
     let limits = &request.snapshot.config.limits;
     Bounds {
@@ -304,6 +309,7 @@ fn bounds(request: &Request, route: &Route) -> Bounds {
         total: deadline.total.map(|total| request.start + total),
         client_body: limits.body_timeout,
         client_read: limits.write_timeout,
+        believes_reports: backend.settings.signals.orca,
     }
 }
 
@@ -351,6 +357,17 @@ fn denied(why: Denied) -> Option<RetryDenied> {
     }
 }
 
+/// Whether to hold the head of a stream back until its first event: where another endpoint could serve it instead. A
+/// client that sent a prompt waits for events; one that only listens may wait for the head.
+fn can_wait_for_piece(head: &ResponseHead, request: &Request, route: &Route) -> bool {
+    let kind = Kind::of(head.fields.get("content-type"), None);
+    head.status == 200
+        && kind == Kind::EventStream
+        && route.retry.is_some()
+        && is_json(request)
+        && request.upload.is_replayable()
+}
+
 /// A status by which the endpoint says that another one should do it, and when to come back.
 fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
     let reason = match head.status {
@@ -388,6 +405,11 @@ fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fau
             None,
             format!("endpoint {endpoint}: {error}"),
         ),
+        Fault::Expired(Expiry::Stalled) => {
+            let detail = stalled(&endpoint);
+            let blamed = Some(outlier::Failure::Stalled);
+            (Outcome::Stalled, blamed, Some(Reason::Stalled), detail)
+        }
         Fault::Expired(Expiry::FirstByte) => {
             let failure = expired(exchange.request, route, Expiry::FirstByte);
             let blamed = Some(outlier::Failure::FirstByteTimeout);
@@ -434,11 +456,23 @@ async fn relay(
     backend: &Backend,
 ) -> Result<Outcome, Failure> {
     let status = head.status;
+    // Before the client can send its next request, or it would look like two clients.
+    if let Some(mut solo) = exchange.request.solo.take() {
+        solo.answered();
+    }
     judge_status(&mut exchange.place, backend, status);
+    if backend.settings.signals.orca {
+        load_report::learn(&head.fields, exchange.place.endpoint());
+    }
     let kind = Kind::of(head.fields.get("content-type"), head.fields.get("content-encoding"));
     let gaps = exchange.request.metrics.gaps();
     exchange.request.progress.begin(kind, gaps);
     respond::prepare(&mut head, exchange.request, route);
+    let (signals, endpoint) = (&backend.settings.signals, exchange.place.endpoint());
+    load_report::answer(&mut head.fields, exchange.request, route, signals, endpoint);
+    if let Some(encoder) = respond::pack(&mut head, exchange.request, route) {
+        exchange.pack(encoder, Arc::clone(&route.metrics));
+    }
     exchange.request.trail.status = Some(status);
     let result = match exchange.begin_response(&head) {
         Ok(()) => exchange.body().await,
@@ -478,10 +512,12 @@ fn broken_off(
             Outcome::UpstreamReset,
             format!("endpoint {endpoint} broke off its response: {error}"),
         ),
+        Fault::Expired(Expiry::Stalled) => Failure::new(Outcome::Stalled, stalled(&endpoint)),
         fault => client_fault(exchange.request, route, fault),
     };
     exchange.place.endpoint().metrics.ended(failure.outcome);
     let blamed = match failure.outcome {
+        Outcome::Stalled => Some(outlier::Failure::Stalled),
         Outcome::UpstreamReset => Some(outlier::Failure::Reset),
         Outcome::UpstreamInvalid => Some(outlier::Failure::Invalid),
         Outcome::FirstByteTimeout | Outcome::GapTimeout => Some(outlier::Failure::FirstByteTimeout),
@@ -493,6 +529,10 @@ fn broken_off(
     }
     exchange.give_up();
     failure
+}
+
+fn stalled(endpoint: &str) -> String {
+    format!("endpoint {endpoint} has stopped working on everything it has")
 }
 
 /// A status by which the endpoint says that it failed. (429 and 503 say that it is busy, which is no failure.)
@@ -519,6 +559,7 @@ fn expired(request: &Request, route: &Route, expiry: Expiry) -> Failure {
     let (outcome, name, limit) = match expiry {
         Expiry::FirstByte => (Outcome::FirstByteTimeout, "first_byte", deadline.first_byte),
         Expiry::Gap => (Outcome::GapTimeout, "gap", deadline.gap),
+        Expiry::Stalled => (Outcome::Stalled, "stall", None),
         Expiry::Total | Expiry::ClientBody | Expiry::ClientRead => {
             (Outcome::TotalTimeout, "total", deadline.total)
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::{
     outcome::Outcome,
     request::Request,
+    snapshot::{Action, Route},
     telemetry::access_log::{AccessLog, Record},
 };
 
@@ -14,7 +15,7 @@ use super::forward::trace_id;
 const CLIENT_GONE: u16 = 499;
 
 /// Counts and logs a request that has ended.
-pub fn conclude(request: &Request, outcome: Outcome, log: &AccessLog) {
+pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
     let end = Instant::now();
     let duration = end.saturating_duration_since(request.start);
     let first_byte = request.progress.first_byte_after(request.start);
@@ -22,6 +23,19 @@ pub fn conclude(request: &Request, outcome: Outcome, log: &AccessLog) {
     count(request, outcome, status, duration, first_byte);
     if log.is_on() {
         log.write(&record(request, outcome, status, duration, first_byte));
+    }
+    if let Some(route) = request.route.clone() {
+        follow_up(request, outcome, &route);
+    }
+}
+
+/// What happens beside the request, once it is known how it ended.
+fn follow_up(request: &mut Request, outcome: Outcome, route: &Route) {
+    if let (Some(canary), Action::Split(split)) = (&route.canary, &route.action) {
+        canary.observe(request, outcome, split);
+    }
+    if let Some(mirror) = &route.mirror {
+        mirror.copy(request, outcome);
     }
 }
 

@@ -1,11 +1,15 @@
 //! The head that the endpoint sees: hop-by-hop fields out, where the request came from in, rewrites applied.
 
+use std::net::SocketAddr;
+
 use outrigger_config::validated::HeaderEdits;
 use rand::{Rng, RngExt};
 
 use crate::{
+    relay::load_report,
     request::{Request, hex128},
     snapshot::Route,
+    upstream::{Backend, backend::Place},
     wire::{
         Fields,
         fields::{has_token, tokens},
@@ -18,6 +22,7 @@ pub const PSEUDONYM: &str = "outrigger";
 
 /// Turns the head that the client sent into the one that goes to an endpoint.
 pub fn prepare(request: &mut Request, route: &Route, rng: &mut impl Rng) {
+    request.report_asked = load_report::asked(&request.head.fields);
     strip_request_hop_by_hop(request);
     identify(request, rng);
     tell_origin(request);
@@ -126,6 +131,40 @@ pub fn append_via(fields: &mut Fields, version: u8) {
         out.push(b' ');
         out.extend_from_slice(PSEUDONYM.as_bytes());
     });
+}
+
+/// Says that a request left the pod of the Outrigger that sent it: whoever gets it serves it or turns it away, so that
+/// two that think each other idle do not pass it to and fro.
+const HOP: &str = "x-outrigger-hop";
+/// Where a scheduler in front names the endpoints it has chosen (Gateway API Inference Extension, endpoint picker
+/// protocol).
+const DESTINATION: &str = "x-gateway-destination-endpoint";
+
+/// Whether the request has left another pod.
+pub fn has_hopped(fields: &Fields) -> bool {
+    fields.contains(HOP)
+}
+
+/// Marks a request that leaves the pod, and takes the mark from one that has come to the engine it was sent to. Where
+/// neither is so, because there is no engine in the pod, a mark stays. `marked` says how it is so far; how it is now is
+/// returned.
+pub fn mark_hop(fields: &mut Fields, place: &Place, marked: bool) -> bool {
+    match (place.leaves_pod(), place.is_local(), marked) {
+        (true, _, false) => fields.set(HOP, "1"),
+        (false, true, true) => fields.remove(HOP),
+        (true, _, true) | (false, true, false) | (false, false, _) => return marked,
+    }
+    !marked
+}
+
+/// The endpoints that a scheduler in front has chosen, the best one first, where the backend believes it. What is no
+/// address is passed over; addresses that are no endpoints of the backend are never used.
+pub fn destinations(fields: &Fields, backend: &Backend) -> Vec<SocketAddr> {
+    if !backend.settings.signals.gateway {
+        return Vec::new();
+    }
+    let address = |text: &[u8]| std::str::from_utf8(text).ok()?.parse().ok();
+    fields.get_all(DESTINATION).flat_map(tokens).filter_map(address).collect()
 }
 
 /// Path, host and header rewrites of the route.

@@ -11,10 +11,12 @@ use outrigger_config::validated as config;
 
 use super::forward::{append_via, edit};
 use crate::{
+    compress::{self, Encoder},
     deadline::{Expiry, Next, Watchdog},
     outcome::{ErrorFormat, Outcome, error_body},
     request::{Failure, Request},
     snapshot::Route,
+    stream::Kind,
     wire::{BodyLength, Downstream, Fields, Frame, ResponseHead, Side, hop::strip_hop_by_hop},
 };
 
@@ -36,9 +38,22 @@ pub fn prepare(head: &mut ResponseHead, request: &Request, route: &Route) {
     expose(&mut head.fields, request, &route.settings.expose);
 }
 
+/// Decides whether the response is compressed, and edits its head accordingly.
+pub fn pack(head: &mut ResponseHead, request: &Request, route: &Route) -> Option<Encoder> {
+    let settings = route.settings.compress.as_ref()?;
+    let plan = compress::plan(settings, &request.head, head);
+    // Without memory for an encoder it goes as it came.
+    let encoder = plan.encoder().ok()?;
+    plan.apply(head);
+    encoder
+}
+
 fn expose(fields: &mut Fields, request: &Request, expose: &config::Expose) {
     if let (true, Some(backend)) = (expose.arm, &request.arm) {
         fields.set("x-outrigger-arm", backend.name.as_bytes());
+    }
+    if let (true, Some(endpoint)) = (expose.endpoint, &request.trail.endpoint) {
+        fields.set("x-outrigger-endpoint", &endpoint.name);
     }
     if expose.attempts {
         fields.set("x-outrigger-attempts", request.trail.attempts.to_string());
@@ -106,6 +121,9 @@ pub async fn failure(
     head.fields.append("content-type", content_type);
     head.fields.append("date", httpdate::fmt_http_date(SystemTime::now()));
     head.fields.append("x-request-id", &request.id);
+    if failure.outcome == Outcome::UnsupportedCoding {
+        head.fields.append("accept-encoding", compress::decode::ACCEPTED);
+    }
     if let Some(retry) = failure.outcome.should_retry() {
         head.fields.append("x-should-retry", if retry { "true" } else { "false" });
     }
@@ -140,8 +158,39 @@ async fn break_off(
     client.close_after_response();
 }
 
+/// Passes on a response of an endpoint whose body is here as a whole.
+///
+/// # Errors
+/// [`Outcome::ClientGone`], [`Outcome::ClientTimeout`].
+pub async fn whole(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+    head: ResponseHead,
+    body: Bytes,
+) -> Result<(), Failure> {
+    let kind = Kind::of(head.fields.get("content-type"), head.fields.get("content-encoding"));
+    let gaps = request.metrics.gaps();
+    request.progress.begin(kind, gaps);
+    request.progress.data(&body, Instant::now());
+    deliver(request, client, watchdog, head, body).await
+}
+
 /// Sends a whole response of our own.
 async fn send(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+    head: ResponseHead,
+    body: Bytes,
+) -> Result<(), Failure> {
+    if request.head.method != http::Method::HEAD {
+        request.progress.own(body.len());
+    }
+    deliver(request, client, watchdog, head, body).await
+}
+
+async fn deliver(
     request: &mut Request,
     client: &mut Downstream<'_>,
     watchdog: &mut Watchdog,
@@ -159,7 +208,6 @@ async fn send(
     request.trail.status = Some(head.status);
     client.send_head(&head).map_err(gone)?;
     if !body.is_empty() && request.head.method != http::Method::HEAD {
-        request.progress.own(body.len());
         client.send(Frame::Data(body));
     }
     client.send(Frame::End);

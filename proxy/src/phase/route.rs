@@ -8,16 +8,17 @@ use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
 use bytes::{Bytes, BytesMut};
 use outrigger_config::{
     pattern::host_without_port,
-    validated::{Match, Sticky},
+    validated::{Decompress, Match, Sticky},
 };
 
 use super::admit::too_large;
 use crate::{
+    compress::{Decoder, Refused},
     deadline::{Expiry, Next, Watchdog},
     outcome::Outcome,
-    relay::Fault,
+    relay::{Fault, Upload},
     request::{Failure, Request},
-    scan::{Progress, Value},
+    scan::{Progress, Scanner, Value},
     snapshot::{Action, Arm, Route, Split},
     wire::{BodyLength, Downstream, RequestHead},
 };
@@ -38,6 +39,9 @@ pub async fn route(
     for route in &snapshot.routes {
         if !matches_head(&route.settings.matches, &request.head) {
             continue;
+        }
+        if let Some(limits) = &route.settings.decompress {
+            decompress(request, limits)?;
         }
         if route.settings.reads_body() && request.upload.scanner().is_none() {
             scan_body(request, client, watchdog).await?;
@@ -97,27 +101,60 @@ async fn scan_body(
     watchdog: &mut Watchdog,
 ) -> Result<(), Failure> {
     let fields: Vec<&str> = request.snapshot.body_fields.iter().map(String::as_str).collect();
-    let limits = &request.snapshot.config.limits;
-    let (bound, patience) = (limits.body_scan, limits.body_timeout);
+    let bound = request.snapshot.config.limits.body_scan;
+    request.upload.scan(&fields);
+    read_body_while(request, client, watchdog, |upload| {
+        let wants_more = |scanner: &Scanner| scanner.progress() == Progress::More;
+        upload.scanner().is_some_and(wants_more) && upload.received() < bound
+    })
+    .await?;
+    request.model = text(request, "model").map(str::to_owned);
+    Ok(())
+}
+
+/// Reads the request body for as long as `wants_more` says so and it has not ended.
+///
+/// # Errors
+/// What went wrong with the client's body.
+pub async fn read_body_while(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+    wants_more: impl Fn(&Upload) -> bool,
+) -> Result<(), Failure> {
+    let patience = request.snapshot.config.limits.body_timeout;
     let upload = &mut request.upload;
-    upload.scan(&fields);
-    while upload.scanner().is_some_and(|scanner| scanner.progress() == Progress::More)
-        && upload.received() < bound
-    {
+    while !upload.has_ended() && wants_more(upload) {
         let next = Next::never().or(Some(Instant::now() + patience), Expiry::ClientBody);
         let received = poll_fn(|cx| match upload.poll_receive(client, cx) {
             Poll::Ready(result) => Poll::Ready(result.map_err(Fault::from)),
             Poll::Pending => watchdog.poll_expired(next, cx).map(|e| Err(Fault::Expired(e))),
         })
         .await;
-        match received {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(fault) => return Err(body_failure(request, fault)),
+        if let Err(fault) = received {
+            return Err(body_failure(request, fault));
         }
     }
-    request.model = text(request, "model").map(str::to_owned);
     Ok(())
+}
+
+/// From here on the body is what it was before the client compressed it, for the routes that follow as well.
+fn decompress(request: &mut Request, limits: &Decompress) -> Result<(), Failure> {
+    match Decoder::of(&mut request.head, limits) {
+        Ok(Some(decoder)) => request.upload.unpack_by(decoder),
+        Ok(None) => {}
+        Err(refused) => return Err(packed(refused)),
+    }
+    Ok(())
+}
+
+fn packed(refused: Refused) -> Failure {
+    let outcome = match refused.status() {
+        415 => Outcome::UnsupportedCoding,
+        413 => Outcome::TooLarge,
+        _ => Outcome::BadRequest,
+    };
+    Failure::new(outcome, refused.to_string())
 }
 
 /// What a fault of the client's body means for the request.
@@ -125,6 +162,7 @@ pub fn body_failure(request: &Request, fault: Fault) -> Failure {
     match fault {
         Fault::TooLarge => too_large(request.snapshot.config.limits.body_bytes),
         Fault::ClientInvalid(what) => Failure::new(Outcome::BadRequest, what),
+        Fault::Packed(refused) => packed(refused),
         Fault::Expired(_) => {
             let patience = request.snapshot.config.limits.body_timeout;
             let detail = format!("no more of the request body came for {patience:?}");
@@ -141,7 +179,7 @@ fn text<'a>(request: &'a Request, field: &str) -> Option<&'a str> {
 }
 
 /// A string or a number of the body, as it is written.
-fn key<'a>(request: &'a Request, field: &str) -> Option<&'a [u8]> {
+pub fn body_key<'a>(request: &'a Request, field: &str) -> Option<&'a [u8]> {
     match &request.upload.scanner()?.get(field)?.value {
         Value::Text(text) | Value::Number(text) => Some(text.as_bytes()),
         Value::Bool(_) | Value::Null | Value::Nested | Value::TooLong => None,
@@ -155,7 +193,9 @@ fn enter(request: &mut Request, route: &Arc<Route>) {
     request.upload.keep(buffer.max(KEPT_FOR_STALE));
     match &route.action {
         Action::Split(split) => {
-            let arm = choose_arm(route, split, request);
+            let forced = forced_arm(route, split, request);
+            request.arm_forced = forced.is_some();
+            let arm = forced.unwrap_or_else(|| choose_arm(route, split, request));
             request.arm = Some(Arc::clone(&arm.backend));
             request.metrics = Arc::clone(&arm.metrics);
         }
@@ -164,18 +204,23 @@ fn enter(request: &mut Request, route: &Arc<Route>) {
     if let Some(model) = &route.settings.rewrite.model {
         rewrite_model(request, model);
     }
+    if let Some(bytes) = route.mirror.as_ref().and_then(|mirror| mirror.draw(&mut rand::rng())) {
+        request.upload.copy(bytes);
+    }
+}
+
+/// The arm that a tester asks for by name.
+fn forced_arm<'a>(route: &Route, split: &'a Split, request: &Request) -> Option<&'a Arm> {
+    let name = route.settings.force_arm.as_ref()?;
+    split.named(request.head.fields.get(name)?)
 }
 
 fn choose_arm<'a>(route: &'a Route, split: &'a Split, request: &Request) -> &'a Arm {
-    let forced = route.settings.force_arm.as_ref().and_then(|name| request.head.fields.get(name));
-    if let Some(arm) = forced.and_then(|name| split.named(name)) {
-        return arm;
-    }
     let fields = &request.head.fields;
     match &route.settings.sticky {
         Some(Sticky::Header(name)) => by_key(split, fields.get(name)),
         Some(Sticky::Cookie(name)) => by_key(split, cookie(&request.head, name)),
-        Some(Sticky::Body(field)) => by_key(split, key(request, field)),
+        Some(Sticky::Body(field)) => by_key(split, body_key(request, field)),
         None => split.next(),
     }
 }
@@ -185,7 +230,8 @@ fn by_key<'a>(split: &'a Split, key: Option<&[u8]>) -> &'a Arm {
     key.map_or_else(|| split.next(), |key| split.sticky(key))
 }
 
-fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a [u8]> {
+/// The value of a cookie.
+pub fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a [u8]> {
     head.fields.get_all("cookie").flat_map(|v| v.split(|b| *b == b';')).find_map(|pair| {
         let (key, value) = pair.trim_ascii_start().split_at_checked(name.len())?;
         (key == name.as_bytes()).then_some(value)?.strip_prefix(b"=")

@@ -16,6 +16,9 @@ pub struct Progress {
     chunks: u64,
     meter: Meter,
     gaps: Option<LocalHistogram>,
+    /// How many pauses there were between events, and how long all of them together.
+    gap_count: u32,
+    gap_sum: Duration,
 }
 
 impl Progress {
@@ -29,6 +32,8 @@ impl Progress {
             chunks: 0,
             meter: Meter::new(Kind::Other),
             gaps: None,
+            gap_count: 0,
+            gap_sum: Duration::ZERO,
         }
     }
 
@@ -48,7 +53,10 @@ impl Progress {
             && events > 0
             && let Some(gaps) = &mut self.gaps
         {
-            gaps.observe(now.saturating_duration_since(last));
+            let gap = now.saturating_duration_since(last);
+            gaps.observe(gap);
+            self.gap_count += 1;
+            self.gap_sum += gap;
         }
         self.first.get_or_insert(now);
         self.chunks == 1
@@ -67,6 +75,11 @@ impl Progress {
     /// When the last piece came.
     pub fn last_data(&self) -> Option<Instant> {
         self.last
+    }
+
+    /// The mean pause between two events.
+    pub fn mean_gap(&self) -> Option<Duration> {
+        (self.gap_count > 0).then(|| self.gap_sum / self.gap_count)
     }
 
     /// From `start` to the first piece.

@@ -3,11 +3,16 @@
 //! Bytes are kept from the start of the body up to a bound. While nothing was given up they can be sent again to
 //! another endpoint; once the bound is passed, or an endpoint has answered, the body is only passed on.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    sync::LazyLock,
+    task::{Context, Poll, ready},
+};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use memchr::memmem::Finder;
 
 use crate::{
+    compress::{Decoder, Refused},
     scan::Scanner,
     wire::{BACKLOG, Downstream, Fields, Frame, Side, Upstream, WireError},
 };
@@ -30,6 +35,56 @@ pub struct Upload {
     /// How many of the kept pieces the present attempt has sent.
     sent: usize,
     end_sent: bool,
+    /// What was received once more, for a copy of the request.
+    copy: Option<Copy>,
+    /// The body comes compressed and goes on as it was before.
+    unpacking: Option<Unpacking>,
+}
+
+/// A compressed body on its way in.
+struct Unpacking {
+    decoder: Decoder,
+    /// What has come and is not decoded yet.
+    packed: Bytes,
+    came_to_end: bool,
+}
+
+/// So much is decoded at once; other requests have their turn in between.
+const UNPACKED_AT_ONCE: usize = 64 * 1024;
+
+impl Unpacking {
+    /// The next piece; empty when more has to come first.
+    fn next(&mut self) -> Result<Bytes, Refused> {
+        let mut out = Vec::new();
+        let mut input: &[u8] = &self.packed;
+        self.decoder.decode(&mut input, &mut out, UNPACKED_AT_ONCE)?;
+        let used = self.packed.len() - input.len();
+        self.packed.advance(used);
+        if out.is_empty() && self.came_to_end {
+            self.decoder.finish()?;
+        }
+        Ok(out.into())
+    }
+}
+
+/// A second hold on the pieces of a body, up to a bound.
+#[derive(Default)]
+struct Copy {
+    pieces: Vec<Bytes>,
+    bytes: u64,
+    limit: u64,
+    too_long: bool,
+}
+
+impl Copy {
+    fn add(&mut self, piece: &Bytes) {
+        self.bytes += piece.len() as u64;
+        self.too_long |= self.bytes > self.limit;
+        match self.too_long {
+            true => self.pieces.clear(),
+            false => self.pieces.push(piece.clone()),
+        }
+    }
 }
 
 /// Why the body does not come through.
@@ -41,12 +96,34 @@ pub enum UploadError {
     TooLong,
     /// The body names a field twice that decides where it goes: routing and engine may not mean the same one.
     Ambiguous(String),
+    /// The body is compressed and can not, or must not, be decompressed.
+    Packed(Refused),
+}
+
+/// How far from either end of a body its short members are looked for, in bytes.
+const ENDS: usize = 2048;
+
+/// Whether the text has `"stream": true`.
+fn says_stream(text: &[u8]) -> bool {
+    static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"stream\""));
+    NAME.find_iter(text).any(|at| {
+        let value = text[at + NAME.needle().len()..].trim_ascii_start();
+        value.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"true"))
+    })
 }
 
 impl Upload {
     /// A body of at most `limit` bytes, of which the first `keep_limit` are kept for another attempt.
     pub fn new(empty: bool, expects_continue: bool, limit: u64, keep_limit: u64) -> Self {
         Upload { ended: empty, expects_continue, limit, keep_limit, ..Self::default() }
+    }
+
+    /// The body comes compressed; what it holds takes its place, also of what has been received of it.
+    pub fn unpack_by(&mut self, decoder: Decoder) {
+        let packed: Bytes = self.kept.concat().into();
+        let came_to_end = std::mem::take(&mut self.ended);
+        self.unpacking = Some(Unpacking { decoder, packed, came_to_end });
+        (self.kept, self.kept_bytes, self.scanner) = (Vec::new(), 0, None);
     }
 
     /// Bytes received so far.
@@ -69,6 +146,22 @@ impl Upload {
         &self.kept
     }
 
+    /// How many bytes are kept.
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_bytes
+    }
+
+    /// Whether a JSON body asks for a stream of events, as far as what is kept of it shows: the member stands near one
+    /// end of the body, where the prompt is not.
+    pub fn asks_for_stream(&self) -> bool {
+        let (Some(first), Some(last)) = (self.kept.first(), self.kept.last()) else { return false };
+        if self.kept.len() == 1 && first.len() <= 2 * ENDS {
+            return says_stream(first);
+        }
+        says_stream(&first[..first.len().min(ENDS)])
+            || says_stream(&last[last.len().saturating_sub(ENDS)..])
+    }
+
     /// Looks for these top-level fields of a JSON body from now on, to its end.
     pub fn scan(&mut self, fields: &[&str]) {
         let mut scanner = Scanner::new(fields);
@@ -87,6 +180,18 @@ impl Upload {
     pub fn replace_kept(&mut self, bytes: Bytes) {
         self.kept_bytes = bytes.len() as u64;
         self.kept = vec![bytes];
+    }
+
+    /// Holds what was and will be received once more, up to `limit` bytes, for [`Upload::take_copy`].
+    pub fn copy(&mut self, limit: u64) {
+        let mut copy = Copy { limit, ..Copy::default() };
+        self.kept.iter().for_each(|piece| copy.add(piece));
+        self.copy = Some(copy);
+    }
+
+    /// What was held; the inner `None` when it was too long.
+    pub fn take_copy(&mut self) -> Option<Option<Vec<Bytes>>> {
+        self.copy.take().map(|copy| (!copy.too_long).then_some(copy.pieces))
     }
 
     /// How many bytes are kept for another attempt from now on.
@@ -111,21 +216,52 @@ impl Upload {
             // A client that does not take it is noticed when its body does not come.
             let _ = client.poll_flush(cx);
         }
-        let Poll::Ready(frame) = client.poll_frame(cx) else { return Poll::Pending };
-        match frame.map_err(UploadError::Client)? {
+        if let Some(piece) = self.unpack()? {
+            self.keep_piece(piece)?;
+            return Poll::Ready(Ok(true));
+        }
+        if self.ended {
+            return Poll::Ready(Ok(false));
+        }
+        match ready!(client.poll_frame(cx)).map_err(UploadError::Client)? {
             Frame::Data(data) => {
                 self.received += data.len() as u64;
                 if self.received > self.limit {
                     return Poll::Ready(Err(UploadError::TooLong));
                 }
-                self.look_at(&data)?;
-                self.kept_bytes += data.len() as u64;
-                self.kept.push(data);
+                match &mut self.unpacking {
+                    Some(unpacking) => unpacking.packed = data,
+                    None => self.keep_piece(data)?,
+                }
             }
             Frame::Trailers(fields) => self.trailers = Some(fields),
-            Frame::End => self.ended = true,
+            Frame::End => match &mut self.unpacking {
+                // There may be more inside than has been seen.
+                Some(unpacking) if !unpacking.came_to_end => unpacking.came_to_end = true,
+                _ => self.ended = true,
+            },
         }
         Poll::Ready(Ok(!self.ended))
+    }
+
+    /// The next piece of what a compressed body holds, if what has come is enough for one.
+    fn unpack(&mut self) -> Result<Option<Bytes>, UploadError> {
+        let Some(unpacking) = &mut self.unpacking else { return Ok(None) };
+        let piece = unpacking.next().map_err(UploadError::Packed)?;
+        if piece.is_empty() && unpacking.came_to_end {
+            self.ended = true;
+        }
+        Ok((!piece.is_empty()).then_some(piece))
+    }
+
+    fn keep_piece(&mut self, piece: Bytes) -> Result<(), UploadError> {
+        self.look_at(&piece)?;
+        if let Some(copy) = &mut self.copy {
+            copy.add(&piece);
+        }
+        self.kept_bytes += piece.len() as u64;
+        self.kept.push(piece);
+        Ok(())
     }
 
     /// Ready when the client has left, or sends what is no body, while nothing can be sent on. What comes of the body
@@ -171,6 +307,7 @@ impl Upload {
     pub fn become_tunnel(&mut self) {
         self.commit();
         (self.ended, self.end_sent, self.limit) = (false, false, u64::MAX);
+        self.unpacking = None;
     }
 
     /// Moves as much as both sides take; ready when all of it has been queued to the endpoint.

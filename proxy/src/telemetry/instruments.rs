@@ -60,6 +60,31 @@ impl Gauge {
     }
 }
 
+/// A number with a fraction that may be unknown.
+#[derive(Debug)]
+pub struct Level(AtomicU64);
+
+impl Default for Level {
+    /// Unknown.
+    fn default() -> Self {
+        Self(AtomicU64::new(f64::NAN.to_bits()))
+    }
+}
+
+impl Level {
+    /// Replaces the value.
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Relaxed);
+    }
+
+    /// The value now, if there was ever one.
+    #[must_use]
+    pub fn get(&self) -> Option<f64> {
+        let value = f64::from_bits(self.0.load(Relaxed));
+        (!value.is_nan()).then_some(value)
+    }
+}
+
 /// Most bucket bounds that a histogram can have.
 pub const MAX_BOUNDS: usize = 23;
 

@@ -23,8 +23,9 @@ use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::instruments::{Bounds, Counter, Gauge, Histogram, LocalHistogram};
+use super::instruments::{Bounds, Counter, Gauge, Histogram, Level, LocalHistogram};
 use crate::outcome::Outcome;
+use crate::outlier::Reason as EjectionReason;
 
 /// Label sets per map before `other` takes over.
 pub const MAX_HANDLES: usize = 1000;
@@ -137,6 +138,10 @@ declare! {
         "Attempts after the first one, by what had ended the one before.";
     RetriesDenied COUNTER "retries_denied_total" ["route" "reason"]
         "Attempts that the policy allowed but something forbade.";
+    CompressedIn COUNTER "compression_input_bytes_total" ["route"]
+        "Bytes of response bodies before they were compressed here.";
+    CompressedOut COUNTER "compression_output_bytes_total" ["route"]
+        "Bytes of the same bodies after.";
     EndpointRequests COUNTER "endpoint_requests_total" ["backend" "endpoint" "outcome"]
         "Attempts that ended at an endpoint, by how they ended.";
     EndpointInFlight GAUGE "endpoint_in_flight" ["backend" "endpoint"]
@@ -151,6 +156,30 @@ declare! {
         "How often an endpoint was ejected.";
     HealthChecks COUNTER "health_checks_total" ["backend" "endpoint" "result"]
         "Health checks made.";
+    EndpointReported GAUGE "endpoint_reported_load" ["backend" "endpoint" "signal"]
+        "What an endpoint last said of itself: requests waiting and running, share of the cache in use.";
+    WarmUps COUNTER "warm_ups_total" ["backend" "endpoint" "result"]
+        "Warm-ups run to their end, or given up.";
+    Scrapes COUNTER "load_scrapes_total" ["backend" "endpoint" "result"]
+        "Times that an engine's metrics were read for its load.";
+    AgentChecks COUNTER "agent_checks_total" ["backend" "endpoint" "result"]
+        "Times that an endpoint's agent was asked.";
+    Sent COUNTER "attempts_total" ["backend" "nearness"]
+        "Attempts by where they went: to the own pod, near, or to another zone.";
+    Mirrored COUNTER "mirrored_requests_total" ["route" "mirror" "result"]
+        "Copies of requests, by whether the status was that of the original.";
+    MirrorFirstByte HISTOGRAM "mirror_first_byte_seconds" ["route" "mirror" "answer"]
+        "Time to the first byte of answers that were compared, of the copy and of its original.";
+    Batches COUNTER "batches_total" ["route"]
+        "Calls that served several requests at once.";
+    BatchedRequests COUNTER "batched_requests_total" ["route" "result"]
+        "Requests of routes with micro-batching, by how they travelled.";
+    CanaryRolledBack GAUGE "canary_rolled_back" ["route" "arm"]
+        "1 when the guard has taken the arm out, else 0.";
+    CanaryWeight GAUGE "canary_weight_percent" ["route" "arm"]
+        "Share of the traffic that the guarded arm gets now.";
+    CanaryVerdicts COUNTER "canary_verdicts_total" ["route" "arm" "verdict"]
+        "What the guard decided.";
     Connections COUNTER "connections_total" ["listener"]
         "Client connections accepted.";
     ConnectionsOpen GAUGE "connections_open" ["listener"]
@@ -208,10 +237,70 @@ label_values! {
 }
 
 label_values! {
-    /// Why an endpoint was ejected.
-    EjectionReason {
-        /// Consecutive failures.
-        Failures "failures",
+    /// How near an endpoint is.
+    Nearness {
+        /// In the own pod.
+        Local "local",
+        /// Not known to be in another zone.
+        Near "near",
+        /// In another zone.
+        Far "far",
+    }
+}
+
+label_values! {
+    /// What an endpoint says of its load.
+    LoadSignal {
+        /// Requests that wait inside it.
+        Waiting "waiting",
+        /// Requests that it works on.
+        Running "running",
+        /// The share of its key-value cache that is in use, 0 to 1.
+        KvUsage "kv_usage",
+    }
+}
+
+label_values! {
+    /// What became of a copy of a request.
+    MirrorResult {
+        /// Its status was that of the original.
+        Same "same",
+        /// It was another one.
+        Different "different",
+        /// There was no complete answer.
+        Failed "failed",
+        /// It was not sent: there were too many already.
+        TooMany "too_many",
+        /// It was not sent: its body was too long, or not complete.
+        TooLong "too_long",
+    }
+}
+
+label_values! {
+    /// How a request of a route with micro-batching travelled.
+    Batched {
+        /// With others.
+        Together "together",
+        /// By itself: nobody else came.
+        Alone "alone",
+        /// By itself, after a batch that gave no answer for it.
+        SentAgain "sent_again",
+        /// By itself: it can not share a call.
+        NotPossible "not_possible",
+    }
+}
+
+label_values! {
+    /// What the guard of a canary decided.
+    CanaryVerdict {
+        /// More errors: taken out.
+        Errors "rolled_back_errors",
+        /// A slower first byte: taken out.
+        FirstByte "rolled_back_first_byte",
+        /// Longer gaps: taken out.
+        Gap "rolled_back_gap",
+        /// More of the traffic.
+        Stepped "stepped",
     }
 }
 
@@ -254,6 +343,9 @@ struct Inner {
     endpoints: Handles<2, EndpointMetrics>,
     backends: Handles<1, BackendMetrics>,
     listeners: Handles<1, ListenerMetrics>,
+    mirrors: Handles<2, MirrorMetrics>,
+    canaries: Handles<2, CanaryMetrics>,
+    batches: Handles<1, BatchMetrics>,
 }
 
 impl Metrics {
@@ -268,6 +360,9 @@ impl Metrics {
             endpoints: Handles::default(),
             backends: Handles::default(),
             listeners: Handles::default(),
+            mirrors: Handles::default(),
+            canaries: Handles::default(),
+            batches: Handles::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -326,6 +421,24 @@ impl Metrics {
         self.inner.backends.get([backend], |_| BackendMetrics::default())
     }
 
+    /// The handle of the mirror of a route, by the name of the backend that gets the copies.
+    #[must_use]
+    pub fn mirror(&self, route: &str, mirror: &str) -> Arc<MirrorMetrics> {
+        self.inner.mirrors.get([route, mirror], |_| MirrorMetrics::default())
+    }
+
+    /// The handle of the guarded arm of a route.
+    #[must_use]
+    pub fn canary(&self, route: &str, arm: &str) -> Arc<CanaryMetrics> {
+        self.inner.canaries.get([route, arm], |_| CanaryMetrics::default())
+    }
+
+    /// The handle of the micro-batching of a route.
+    #[must_use]
+    pub fn batches(&self, route: &str) -> Arc<BatchMetrics> {
+        self.inner.batches.get([route], |_| BatchMetrics::default())
+    }
+
     /// The handle of a listener, by its address as configured.
     #[must_use]
     pub fn listener(&self, listener: &str) -> Arc<ListenerMetrics> {
@@ -379,6 +492,10 @@ pub struct RouteMetrics {
     pub in_flight: Gauge,
     /// Requests sent to an endpoint that has not begun to answer.
     pub awaiting_first_byte: Gauge,
+    /// Bytes of response bodies before they were compressed here.
+    pub compressed_in: Counter,
+    /// Bytes of the same bodies after.
+    pub compressed_out: Counter,
     retries: [Counter; RetryReason::ALL.len()],
     retries_denied: [Counter; RetryDenied::ALL.len()],
 }
@@ -397,6 +514,10 @@ impl RouteMetrics {
     fn write(&self, labels: &[&str], page: &mut Page) {
         page.gauge(Id::InFlight, labels, &self.in_flight);
         page.gauge(Id::AwaitingFirstByte, labels, &self.awaiting_first_byte);
+        if self.compressed_in.get() > 0 {
+            page.counter(Id::CompressedIn, labels, self.compressed_in.get());
+            page.counter(Id::CompressedOut, labels, self.compressed_out.get());
+        }
         page.by_value(Id::Retries, labels, &RetryReason::ALL, RetryReason::name, &self.retries);
         let denied = &self.retries_denied;
         page.by_value(Id::RetriesDenied, labels, RetryDenied::ALL, RetryDenied::as_str, denied);
@@ -481,6 +602,11 @@ pub struct EndpointMetrics {
     requests: [Counter; Outcome::ALL.len()],
     ejections: [Counter; EjectionReason::ALL.len()],
     checks: [Counter; Verdict::ALL.len()],
+    /// What it last said of its queue, its batch and its cache, in the order of [`LoadSignal::ALL`].
+    pub reported: [Level; LoadSignal::ALL.len()],
+    warm_ups: [Counter; Verdict::ALL.len()],
+    scrapes: [Counter; Verdict::ALL.len()],
+    agent_checks: [Counter; Verdict::ALL.len()],
 }
 
 impl Default for EndpointMetrics {
@@ -493,6 +619,10 @@ impl Default for EndpointMetrics {
             requests: Default::default(),
             ejections: Default::default(),
             checks: Default::default(),
+            reported: Default::default(),
+            warm_ups: Default::default(),
+            scrapes: Default::default(),
+            agent_checks: Default::default(),
         }
     }
 }
@@ -513,6 +643,21 @@ impl EndpointMetrics {
         self.checks[verdict as usize].inc();
     }
 
+    /// A warm-up ended.
+    pub fn warmed_up(&self, verdict: Verdict) {
+        self.warm_ups[verdict as usize].inc();
+    }
+
+    /// The engine's metrics were read.
+    pub fn scraped(&self, verdict: Verdict) {
+        self.scrapes[verdict as usize].inc();
+    }
+
+    /// The agent was asked.
+    pub fn agent_asked(&self, verdict: Verdict) {
+        self.agent_checks[verdict as usize].inc();
+    }
+
     fn write(&self, labels: &[&str], page: &mut Page) {
         page.gauge(Id::EndpointInFlight, labels, &self.in_flight);
         page.histogram(Id::EndpointFirstByte, labels, &self.first_byte);
@@ -520,7 +665,23 @@ impl EndpointMetrics {
         page.gauge(Id::EndpointEjected, labels, &self.ejected);
         let (reasons, reason) = (EjectionReason::ALL, EjectionReason::as_str);
         page.by_value(Id::EndpointEjections, labels, reasons, reason, &self.ejections);
-        page.by_value(Id::HealthChecks, labels, Verdict::ALL, Verdict::as_str, &self.checks);
+        for (signal, level) in LoadSignal::ALL.iter().zip(&self.reported) {
+            if let Some(value) = level.get() {
+                page.level(Id::EndpointReported, &[labels, &[signal.as_str()]].concat(), value);
+            }
+        }
+        let asked = [
+            (Id::HealthChecks, &self.checks),
+            (Id::WarmUps, &self.warm_ups),
+            (Id::Scrapes, &self.scrapes),
+            (Id::AgentChecks, &self.agent_checks),
+        ];
+        for (id, counts) in asked {
+            // Nobody is asked where nothing is configured: no series that never move.
+            if counts.iter().any(|count| count.get() > 0) || matches!(id, Id::HealthChecks) {
+                page.by_value(id, labels, Verdict::ALL, Verdict::as_str, counts);
+            }
+        }
         for (outcome, count) in Outcome::ALL.iter().zip(&self.requests) {
             if count.get() > 0 {
                 let labels = [labels, &[outcome.as_str()]].concat();
@@ -535,9 +696,15 @@ impl EndpointMetrics {
 pub struct BackendMetrics {
     connections: [Counter; UpstreamConnection::ALL.len()],
     resolutions: [Counter; Verdict::ALL.len()],
+    sent: [Counter; Nearness::ALL.len()],
 }
 
 impl BackendMetrics {
+    /// An attempt went to an endpoint so near.
+    pub fn sent(&self, nearness: Nearness) {
+        self.sent[nearness as usize].inc();
+    }
+
     /// An attempt came by its connection so.
     pub fn connection(&self, how: UpstreamConnection) {
         self.connections[how as usize].inc();
@@ -552,6 +719,93 @@ impl BackendMetrics {
         let (all, name) = (UpstreamConnection::ALL, UpstreamConnection::as_str);
         page.by_value(Id::UpstreamConnections, labels, all, name, &self.connections);
         page.by_value(Id::Discovery, labels, Verdict::ALL, Verdict::as_str, &self.resolutions);
+        page.by_value(Id::Sent, labels, Nearness::ALL, Nearness::as_str, &self.sent);
+    }
+}
+
+/// What is counted per mirror of a route.
+#[derive(Debug)]
+pub struct MirrorMetrics {
+    results: [Counter; MirrorResult::ALL.len()],
+    copies: Histogram,
+    originals: Histogram,
+}
+
+impl Default for MirrorMetrics {
+    fn default() -> Self {
+        Self {
+            results: Default::default(),
+            copies: Histogram::new(FIRST_BYTE),
+            originals: Histogram::new(FIRST_BYTE),
+        }
+    }
+}
+
+impl MirrorMetrics {
+    /// A copy ended so.
+    pub fn ended(&self, result: MirrorResult) {
+        self.results[result as usize].inc();
+    }
+
+    /// So long the first byte of the original took, if it had one, and that of the copy.
+    pub fn compare(&self, original: Option<Duration>, copy: Duration) {
+        self.copies.observe(copy);
+        if let Some(original) = original {
+            self.originals.observe(original);
+        }
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        let (all, name) = (MirrorResult::ALL, MirrorResult::as_str);
+        page.by_value(Id::Mirrored, labels, all, name, &self.results);
+        for (answer, times) in [("copy", &self.copies), ("original", &self.originals)] {
+            page.histogram(Id::MirrorFirstByte, &[labels, &[answer]].concat(), times);
+        }
+    }
+}
+
+/// What is counted of the micro-batching of a route.
+#[derive(Debug, Default)]
+pub struct BatchMetrics {
+    /// Calls that served several requests.
+    pub batches: Counter,
+    requests: [Counter; Batched::ALL.len()],
+}
+
+impl BatchMetrics {
+    /// So many requests travelled so.
+    pub fn counted(&self, how: Batched, requests: u64) {
+        self.requests[how as usize].add(requests);
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.counter(Id::Batches, labels, self.batches.get());
+        let (all, name) = (Batched::ALL, Batched::as_str);
+        page.by_value(Id::BatchedRequests, labels, all, name, &self.requests);
+    }
+}
+
+/// What is told of a guarded arm.
+#[derive(Debug, Default)]
+pub struct CanaryMetrics {
+    /// 1 when it was taken out.
+    pub rolled_back: Gauge,
+    /// Percent of the traffic that it gets now.
+    pub weight: Gauge,
+    verdicts: [Counter; CanaryVerdict::ALL.len()],
+}
+
+impl CanaryMetrics {
+    /// The guard decided.
+    pub fn decided(&self, verdict: CanaryVerdict) {
+        self.verdicts[verdict as usize].inc();
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.gauge(Id::CanaryRolledBack, labels, &self.rolled_back);
+        page.gauge(Id::CanaryWeight, labels, &self.weight);
+        let (all, name) = (CanaryVerdict::ALL, CanaryVerdict::as_str);
+        page.by_value(Id::CanaryVerdicts, labels, all, name, &self.verdicts);
     }
 }
 
@@ -732,6 +986,9 @@ impl Collector for Walker {
         self.inner.endpoints.for_each(|endpoint, labels| endpoint.write(labels, &mut page));
         self.inner.backends.for_each(|backend, labels| backend.write(labels, &mut page));
         self.inner.listeners.for_each(|listener, labels| listener.write(labels, &mut page));
+        self.inner.mirrors.for_each(|mirror, labels| mirror.write(labels, &mut page));
+        self.inner.canaries.for_each(|canary, labels| canary.write(labels, &mut page));
+        self.inner.batches.for_each(|batches, labels| batches.write(labels, &mut page));
         page.0
     }
 }
@@ -749,6 +1006,12 @@ impl Page {
     fn gauge(&mut self, id: Id, labels: &[&str], gauge: &Gauge) {
         let mut value = proto::Gauge::default();
         value.set_value(signed_as_float(gauge.get()));
+        self.add(id, labels, |metric| metric.set_gauge(value));
+    }
+
+    fn level(&mut self, id: Id, labels: &[&str], level: f64) {
+        let mut value = proto::Gauge::default();
+        value.set_value(level);
         self.add(id, labels, |metric| metric.set_gauge(value));
     }
 
@@ -852,6 +1115,16 @@ mod tests {
         metrics.endpoint("stable", "127.0.0.1:1").ended(Outcome::ConnectFailed);
         metrics.backend("stable").connection(UpstreamConnection::Reused);
         metrics.listener("0.0.0.0:8800").accepted.inc();
+        // What is not configured has no series.
+        arm.route.compressed_in.add(3);
+        let endpoint = metrics.endpoint("stable", "127.0.0.1:1");
+        endpoint.warmed_up(Verdict::Success);
+        endpoint.scraped(Verdict::Success);
+        endpoint.agent_asked(Verdict::Success);
+        endpoint.reported.iter().for_each(|level| level.set(0.5));
+        metrics.mirror("chat", "shadow").ended(MirrorResult::Same);
+        metrics.canary("chat", "canary").decided(CanaryVerdict::Stepped);
+        metrics.batches("chat").batches.inc();
         metrics
     }
 

@@ -1,16 +1,22 @@
 //! A backend at work: which endpoints it has now, and which of them takes the next attempt.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
-use outrigger_config::validated::{self as config, Balance};
+use outrigger_config::validated::{self as config, Balance, BalancePolicy, HashTable};
 use tokio::sync::watch;
 
 use crate::{
-    balance::{Candidates, Cost, Policy},
-    endpoint::{Endpoint, InFlight, Joined, Registry},
-    outlier::{self, Admit, Failure, Outlier, Pass, Transition},
-    telemetry::metrics::BackendMetrics,
+    balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy},
+    discovery::{self, Found},
+    endpoint::{Endpoint, InFlight, Joined, Registry, passive::Passive, slow_start},
+    outlier::{Admit, Failure, Group, Pass, Reason, Transition, peers::Sample, stall::Turn},
+    telemetry::metrics::{BackendMetrics, Nearness},
+    upstream::locality::{self, Locality},
 };
 
 /// A named group of endpoints. Lives as long as its settings do; a reload that leaves them alone keeps it.
@@ -22,6 +28,9 @@ pub struct Backend {
     /// Its series.
     pub metrics: Arc<BackendMetrics>,
     members: ArcSwap<Members>,
+    /// Where prompts and sessions were served last; outlives changes of the endpoints.
+    memory: Arc<Memory>,
+    locality: Locality,
     changed: watch::Sender<()>,
     registry: Arc<Registry>,
 }
@@ -30,6 +39,8 @@ pub struct Backend {
 pub struct Members {
     /// In the order of the configuration, each name's addresses in order.
     pub list: Vec<Member>,
+    /// Whether one of them is the own pod's engine.
+    pub has_local: bool,
     policy: Policy,
 }
 
@@ -39,7 +50,27 @@ pub struct Member {
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
     /// Its passive health, where the backend has it.
-    pub outlier: Option<Arc<Outlier>>,
+    pub passive: Option<Arc<Passive>>,
+    /// How near it is.
+    pub nearness: Nearness,
+    /// Whether going there leaves a pod that has an engine of its own.
+    leaves_pod: bool,
+    /// The extra work of going there.
+    distance: u64,
+    found: Found,
+}
+
+/// What an attempt asks for.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What the request is like.
+    pub ask: &'a Ask,
+    /// Endpoints that it has tried.
+    pub tried: &'a [SocketAddr],
+    /// Endpoints that a scheduler in front has chosen, the best one first.
+    pub destinations: &'a [SocketAddr],
+    /// It has come from another pod, to be served by this one's engine if there is one.
+    pub hopped: bool,
 }
 
 /// What became of looking for an endpoint.
@@ -60,22 +91,27 @@ impl Backend {
         registry: Arc<Registry>,
         before: Option<&Backend>,
     ) -> Self {
+        let memory = before.map_or_else(|| Arc::new(Memory::new()), |b| Arc::clone(&b.memory));
+        let zone = std::env::var(locality::ZONE_VARIABLE).ok();
         let backend = Backend {
             name: settings.name.as_str().into(),
             members: ArcSwap::from_pointee(Members {
                 list: Vec::new(),
-                policy: Policy::LeastConnection,
+                has_local: false,
+                policy: Policy::new(policy_kind(&settings.balance), &[], &memory),
             }),
+            memory,
+            locality: Locality::new(&settings.locality, zone),
             metrics: registry.metrics().backend(&settings.name),
             settings,
             changed: watch::channel(()).0,
             registry,
         };
-        let mut addresses = backend.literal_addresses();
-        if backend.has_names() {
-            addresses.extend(before.iter().flat_map(|b| b.present_addresses()));
+        let mut found = discovery::literal(&backend.settings.endpoints);
+        if discovery::is_needed(&backend.settings.endpoints) {
+            found.extend(before.into_iter().flat_map(discovery::inherited));
         }
-        backend.set_members(&addresses);
+        backend.set_members(&found);
         backend
     }
 
@@ -84,36 +120,25 @@ impl Backend {
         self.members.load_full()
     }
 
-    /// Whether any endpoint is given by name.
-    pub fn has_names(&self) -> bool {
-        self.settings.endpoints.iter().any(|e| matches!(e.host, config::Host::Name(_)))
-    }
-
-    /// Addresses that need no resolution, with their weights.
-    pub fn literal_addresses(&self) -> Vec<(SocketAddr, u32)> {
-        let literal = |endpoint: &config::Endpoint| match &endpoint.host {
-            config::Host::Ip(ip) => Some((SocketAddr::new(*ip, endpoint.port), endpoint.weight)),
-            config::Host::Name(_) => None,
-        };
-        self.settings.endpoints.iter().filter_map(literal).collect()
-    }
-
-    fn present_addresses(&self) -> Vec<(SocketAddr, u32)> {
-        let members = self.members.load();
-        members.list.iter().map(|m| (m.endpoint.address, m.endpoint.weight())).collect()
+    /// The endpoints now, as discovery would find them.
+    pub fn present(&self) -> Vec<Found> {
+        self.members.load().list.iter().map(|member| member.found.clone()).collect()
     }
 
     /// Puts these endpoints in the place of the present ones. Those that stay keep everything, those that leave end
     /// what they have in flight. `true` when the set changed.
-    pub fn set_members(&self, addresses: &[(SocketAddr, u32)]) -> bool {
-        let mut list: Vec<Member> = Vec::with_capacity(addresses.len());
-        for &(address, weight) in addresses {
-            if !list.iter().any(|known| known.endpoint.address == address) {
-                list.push(self.join(address, weight));
+    pub fn set_members(&self, found: &[Found]) -> bool {
+        let has_local = found.iter().any(|found| found.local);
+        let mut list: Vec<Member> = Vec::with_capacity(found.len());
+        for found in found {
+            if !list.iter().any(|known| known.endpoint.address == found.address) {
+                list.push(self.join(found, has_local));
             }
         }
-        let policy = self.policy(&list);
-        let new = Arc::new(Members { list, policy });
+        let weights: Vec<_> =
+            list.iter().map(|m| (m.endpoint.facts.id(), m.endpoint.weight())).collect();
+        let policy = Policy::new(policy_kind(&self.settings.balance), &weights, &self.memory);
+        let new = Arc::new(Members { list, has_local, policy });
         let old = self.members.swap(Arc::clone(&new));
         let left = old.list.iter().filter(|m| !new.has(&m.endpoint));
         let left = left.map(|m| self.registry.leave(&m.endpoint, Instant::now())).count();
@@ -129,55 +154,41 @@ impl Backend {
         self.changed.subscribe()
     }
 
-    fn join(&self, address: SocketAddr, weight: u32) -> Member {
-        let (endpoint, joined) = self.registry.join(&self.name, address);
-        endpoint.set_weight(weight);
+    fn join(&self, found: &Found, has_local: bool) -> Member {
+        let (endpoint, joined) = self.registry.join(&self.name, found.address);
+        endpoint.set_weight(found.weight);
+        endpoint.set_warms_up(self.settings.warm_up.is_some());
+        if self.settings.signals.agent.is_none() {
+            endpoint.forget_agent();
+        }
         match (&self.settings.health, joined) {
+            // What serves there may be another process than before.
+            (_, Joined::New | Joined::Back) => endpoint.begin_anew(self.settings.health.is_none()),
             // Without a check there is nothing to wait for.
-            (None, _) => endpoint.set_ready(true),
-            (Some(_), Joined::New) => endpoint.set_ready(false),
-            (Some(_), Joined::Again) => {}
+            (None, Joined::Stayed) => endpoint.set_checked(true),
+            (Some(_), Joined::Stayed) => {}
         }
-        let outlier = self.settings.ejection.as_ref().map(|ejection| {
-            endpoint.outlier(outlier::Settings {
-                failures: ejection.failures,
-                base: ejection.base,
-                max: ejection.max,
-            })
-        });
-        Member { endpoint, outlier }
+        let ejection = self.settings.ejection.as_ref();
+        let passive = ejection.map(|ejection| endpoint.passive(ejection));
+        let nearness = self.locality.nearness(found.local, found.zone.as_deref());
+        let distance = self.locality.distance(nearness, has_local);
+        let leaves_pod = has_local && nearness != Nearness::Local;
+        Member { endpoint, passive, nearness, leaves_pod, distance, found: found.clone() }
     }
 
-    fn policy(&self, list: &[Member]) -> Policy {
-        let weights: Vec<u32> = list.iter().map(|member| member.endpoint.weight()).collect();
-        match self.settings.balance {
-            // No endpoints, no schedule; nobody can be picked either way.
-            Balance::RoundRobin => Policy::round_robin(&weights).unwrap_or(Policy::LeastConnection),
-            Balance::LeastConnection => Policy::LeastConnection,
-        }
-    }
-
-    /// Chooses the endpoint of an attempt among those that are not in `tried`.
-    pub fn choose(
-        &self,
-        cost: Cost,
-        tried: &[SocketAddr],
-        now: Instant,
-        rng: &mut impl rand::Rng,
-    ) -> Choice {
+    /// Chooses the endpoint of an attempt.
+    pub fn choose(&self, wanted: Wanted<'_>, now: Instant, rng: &mut impl rand::Rng) -> Choice {
         let members = self.members.load();
-        let max = self.settings.max_connections;
         // An ejected endpoint is better than none: the last resort ignores ejection.
         for last_resort in [false, true] {
-            let view = View { members: &members, max, tried, now, last_resort, cost };
-            // Another request may take the place between looking and taking; then look again.
-            while let Some(picked) = members.policy.pick(&view, rng) {
-                if let Some(place) = members.list[picked].take(cost, max, now, last_resort) {
-                    return Choice::Taken(place);
-                }
+            let view = View { backend: self, members: &members, wanted, now, last_resort };
+            let place = view.take_destination().or_else(|| view.take_picked(rng));
+            if let Some(place) = place {
+                self.metrics.sent(place.member.nearness);
+                return Choice::Taken(place);
             }
         }
-        let could = |m: &Member| m.endpoint.is_ready() && !tried.contains(&m.endpoint.address);
+        let could = |m: &Member| m.endpoint.is_ready() && wanted.allows(m);
         if members.list.iter().any(could) { Choice::Full } else { Choice::Nobody }
     }
 
@@ -187,15 +198,37 @@ impl Backend {
         members.list.iter().any(|m| !tried.contains(&m.endpoint.address) && m.endpoint.is_ready())
     }
 
-    /// Whether an endpoint that is not in `tried` could serve now, and is not ejected.
-    pub fn has_other(&self, tried: &[SocketAddr], now: Instant) -> bool {
+    /// Leaves an endpoint alone for a while, unless too few others are left. It may have been in trouble since `since`.
+    /// Whether there is something new to say.
+    pub fn eject(&self, member: &Member, reason: Reason, since: Instant, now: Instant) -> bool {
+        let Some(passive) = &member.passive else { return false };
+        let group = || self.group_of(&member.endpoint);
+        let transition = passive.outlier.eject(reason, since, now, group);
+        member.endpoint.announce(transition);
+        transition.is_some()
+    }
+
+    /// How the others stand when this endpoint is about to be ejected.
+    fn group_of(&self, endpoint: &Arc<Endpoint>) -> Group {
         let members = self.members.load();
-        members.list.iter().any(|m| !tried.contains(&m.endpoint.address) && m.could_serve(now))
+        let others = || members.list.iter().filter(|m| !Arc::ptr_eq(&m.endpoint, endpoint));
+        Group {
+            all: members.list.len(),
+            out: others().filter(|member| member.is_ejected()).count(),
+            serving: others().filter(|member| member.is_serving()).count(),
+        }
     }
 
     /// Whether any endpoint could serve now.
     pub fn is_ready(&self) -> bool {
         self.members.load().list.iter().any(|member| member.endpoint.is_ready())
+    }
+}
+
+impl Wanted<'_> {
+    fn allows(&self, member: &Member) -> bool {
+        let stays = !self.hopped || !member.leaves_pod;
+        stays && !self.tried.contains(&member.endpoint.address)
     }
 }
 
@@ -206,12 +239,28 @@ impl Members {
 }
 
 impl Member {
-    fn could_serve(&self, now: Instant) -> bool {
-        self.endpoint.is_ready() && self.admits(now)
+    /// Whether it takes requests like any other: it is ready and not ejected.
+    pub fn is_serving(&self) -> bool {
+        self.endpoint.is_ready() && !self.is_ejected()
+    }
+
+    /// Whether it is ejected, or being tried after an ejection.
+    pub fn is_ejected(&self) -> bool {
+        self.passive.as_ref().is_some_and(|passive| passive.outlier.is_ejected())
+    }
+
+    /// Whether it has stopped working on everything it has.
+    pub fn has_stalled(&self, now: Instant) -> bool {
+        self.passive.as_ref().is_some_and(|passive| passive.progress.stalled(now))
+    }
+
+    /// What it did lately.
+    pub fn sample(&self, now: Instant) -> Sample {
+        self.passive.as_ref().map_or_else(Sample::default, |passive| passive.window.sample(now))
     }
 
     fn admits(&self, now: Instant) -> bool {
-        self.outlier.as_ref().is_none_or(|outlier| outlier.admits(now) != Admit::No)
+        self.passive.as_ref().is_none_or(|passive| passive.outlier.admits(now) != Admit::No)
     }
 
     /// Takes a place at this endpoint, unless another request was faster.
@@ -223,8 +272,8 @@ impl Member {
         last_resort: bool,
     ) -> Option<Place> {
         let in_flight = self.endpoint.admit(cost, max)?;
-        let pass = match &self.outlier {
-            Some(outlier) if !last_resort => outlier.acquire(now)?,
+        let pass = match &self.passive {
+            Some(passive) if !last_resort => passive.outlier.acquire(now)?,
             _ => Pass::ordinary(),
         };
         Some(Place { in_flight, member: self.clone(), pass: Some(pass) })
@@ -244,17 +293,51 @@ impl Place {
         &self.member.endpoint
     }
 
-    /// The first byte is there: the prompt has been worked off, and a probe has its answer. An ordinary attempt is
-    /// judged at its end, since an engine can still fail in the middle.
-    pub fn first_byte(&mut self, now: Instant) -> Option<Transition> {
-        self.in_flight.release_prefill();
+    /// Whether a request that is served here leaves a pod that has an engine of its own.
+    pub fn leaves_pod(&self) -> bool {
+        self.member.leaves_pod
+    }
+
+    /// Whether it is the own pod's engine.
+    pub fn is_local(&self) -> bool {
+        self.member.nearness == Nearness::Local
+    }
+
+    /// The first byte is there, and the endpoint answers well if it came `after` so long: the prompt has been worked
+    /// off, and a probe has its answer. An ordinary attempt is judged at its end, since an engine can still fail in the
+    /// middle.
+    pub fn first_byte(&mut self, after: Option<Duration>, now: Instant) -> Option<Transition> {
+        self.in_flight.first_byte(after, now);
         if self.pass.as_ref().is_some_and(Pass::is_probe) { self.succeeded(now) } else { None }
+    }
+
+    /// The request has been sent in full: from now on the endpoint owes bytes, of a stream if it `streams`.
+    pub fn begin_turn(&self, prompt_tokens: u64, streams: bool, now: Instant) -> Option<Turn> {
+        let passive = self.member.passive.as_ref()?;
+        Some(passive.progress.begin(prompt_tokens, streams, now))
+    }
+
+    /// When the endpoint will have stopped working on everything it has, if nothing happens until then.
+    pub fn stalls_at(&self) -> Option<Instant> {
+        self.member.passive.as_ref()?.progress.stalls_at()
+    }
+
+    /// A streamed answer began `after` so long, when the prompts before it had so many tokens.
+    pub fn stream_began(&self, after: Duration, prompts: u64, now: Instant) {
+        if let Some(passive) = &self.member.passive {
+            passive.window.first_byte(after, prompts, now);
+        }
     }
 
     /// The endpoint did what it should.
     pub fn succeeded(&mut self, now: Instant) -> Option<Transition> {
-        let (outlier, pass) = (self.member.outlier.as_ref()?, self.pass.take()?);
-        outlier.on_success(pass, now)
+        let (passive, pass) = (self.member.passive.as_ref()?, self.pass.take()?);
+        passive.window.succeeded(now);
+        let transition = passive.outlier.on_success(pass, now);
+        if transition == Some(Transition::Restored) {
+            passive.forget();
+        }
+        transition
     }
 
     /// The endpoint failed, even if it had begun well.
@@ -264,21 +347,57 @@ impl Place {
         backend: &Backend,
         now: Instant,
     ) -> Option<Transition> {
-        let outlier = self.member.outlier.as_ref()?;
+        let pass_left = self.pass.is_some();
+        if pass_left {
+            // Once for each attempt, also where an error breaks off.
+            self.member.endpoint.facts.failed(now);
+        }
+        let passive = self.member.passive.as_ref()?;
+        if pass_left {
+            passive.window.failed(now);
+        }
         let pass = self.pass.take().unwrap_or(Pass::ordinary());
-        let own = [self.member.endpoint.address];
-        outlier.on_failure(pass, failure, now, || backend.has_other(&own, now))
+        let group = || backend.group_of(&self.member.endpoint);
+        passive.outlier.on_failure(pass, failure, now, group)
     }
 }
 
 /// What one attempt may choose from.
 struct View<'a> {
+    backend: &'a Backend,
     members: &'a Members,
-    max: Option<usize>,
-    tried: &'a [SocketAddr],
+    wanted: Wanted<'a>,
     now: Instant,
     last_resort: bool,
-    cost: Cost,
+}
+
+impl View<'_> {
+    /// A place at the first endpoint that a scheduler in front has named and that can be used.
+    fn take_destination(&self) -> Option<Place> {
+        self.wanted.destinations.iter().find_map(|address| {
+            let named = |m: &Member| m.endpoint.address == *address;
+            let index = self.members.list.iter().position(named)?;
+            if self.usable(index) { self.take(index) } else { None }
+        })
+    }
+
+    /// A place at the endpoint that the policy picks.
+    fn take_picked(&self, rng: &mut impl rand::Rng) -> Option<Place> {
+        // Another request may take the place between looking and taking; then look again.
+        while let Some(index) = self.members.policy.pick(self, rng) {
+            if let Some(place) = self.take(index) {
+                self.members.policy.sent(self.wanted.ask, self.facts(index), self.now);
+                return Some(place);
+            }
+        }
+        None
+    }
+
+    fn take(&self, index: usize) -> Option<Place> {
+        let member = &self.members.list[index];
+        let max = member.endpoint.limit(self.backend.settings.max_connections);
+        member.take(self.wanted.ask.cost, max, self.now, self.last_resort)
+    }
 }
 
 impl Candidates for View<'_> {
@@ -286,24 +405,62 @@ impl Candidates for View<'_> {
         self.members.list.len()
     }
 
+    fn facts(&self, i: usize) -> &Facts {
+        &self.members.list[i].endpoint.facts
+    }
+
     fn usable(&self, i: usize) -> bool {
         let member = &self.members.list[i];
         let endpoint = &member.endpoint;
+        let max = endpoint.limit(self.backend.settings.max_connections);
         endpoint.is_ready()
-            && !self.tried.contains(&endpoint.address)
-            && self.max.is_none_or(|max| (endpoint.in_flight() as usize) < max)
+            && self.wanted.allows(member)
+            && max.is_none_or(|max| (endpoint.in_flight() as usize) < max)
             && (self.last_resort || member.admits(self.now))
     }
 
-    fn load(&self, i: usize) -> u64 {
-        self.members.list[i].endpoint.load()
+    fn weight(&self, i: usize) -> f64 {
+        let endpoint = &self.members.list[i].endpoint;
+        let weight = f64::from(endpoint.weight());
+        match &self.backend.settings.slow_start {
+            Some(settings) => {
+                weight * slow_start::share(settings, endpoint.readiness.age(self.now))
+            }
+            None => weight,
+        }
     }
 
-    fn weight(&self, i: usize) -> u32 {
-        self.members.list[i].endpoint.weight()
+    fn distance(&self, i: usize) -> u64 {
+        self.members.list[i].distance
     }
 
-    fn cost(&self) -> u64 {
-        self.cost.total()
+    fn ask(&self) -> &Ask {
+        self.wanted.ask
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+}
+
+fn policy_kind(balance: &Balance) -> balance::Kind {
+    use balance::Kind;
+    match balance.policy {
+        BalancePolicy::LeastLoad => Kind::LeastLoad,
+        BalancePolicy::LeastConnection => Kind::LeastConnection,
+        BalancePolicy::PowerOfTwo => Kind::PowerOfTwo,
+        BalancePolicy::PeakEwma => Kind::PeakEwma,
+        BalancePolicy::LeastTime => Kind::LeastTime,
+        BalancePolicy::Prequal => Kind::Prequal,
+        BalancePolicy::PrefixAffinity => Kind::PrefixAffinity,
+        BalancePolicy::SessionAffinity => Kind::SessionAffinity,
+        BalancePolicy::RoundRobin => Kind::RoundRobin,
+        BalancePolicy::ConsistentHash => Kind::ConsistentHash {
+            table: match balance.table {
+                HashTable::Maglev => balance::Table::Maglev,
+                HashTable::Ring => balance::Table::Ring,
+            },
+            bounded_load: balance.bounded_load,
+        },
     }
 }

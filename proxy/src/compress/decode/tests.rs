@@ -145,16 +145,18 @@ fn two_codings_on_top_of_one_another() {
 fn what_our_encoder_writes_is_read() {
     use crate::compress::{Encoder, Flow};
     let rng = &mut StdRng::seed_from_u64(8);
-    let events = sample::events(rng, 300);
+    let mut pieces = sample::events(rng, 300);
+    // Far more than one step gives, so that some of it waits inside a coder.
+    pieces.extend((0..4).map(|_| sample::completion(rng, 150_000)));
     for coding in outrigger_config::validated::Coding::ALL {
         let (mut encoder, mut out) = (Encoder::new(coding, Flow::Events).unwrap(), Vec::new());
         let mut decoder = decoder(coding.name(), &WIDE);
-        for event in &events {
+        for piece in &pieces {
             out.clear();
-            encoder.feed(event, &mut out, true).unwrap();
+            encoder.feed(piece, &mut out, true).unwrap();
             let mut read = Vec::new();
-            feed(&mut decoder, &[&out], usize::MAX, &mut read).unwrap();
-            assert!(read == *event, "{coding:?}");
+            feed(&mut decoder, &[&out], 1000, &mut read).unwrap();
+            assert!(read == *piece, "{coding:?}");
         }
     }
 }
@@ -162,7 +164,8 @@ fn what_our_encoder_writes_is_read() {
 #[test]
 fn deflate_is_read_without_its_frame_too() {
     let rng = &mut StdRng::seed_from_u64(3);
-    for length in [0, 1, 2, 3, 100, 50_000] {
+    // Every thirty-first of them starts like a frame at first sight.
+    for length in (0..200).chain([50_000]) {
         let text = &sample::completion(rng, length.max(9))[..length];
         for body in [text, &sample::noise(rng, length)[..]] {
             let encoded = bare_deflate(body);
@@ -194,6 +197,21 @@ fn a_body_that_ends_early_is_refused_wherever_it_ends() {
         assert_eq!(whole(&coding, &encoded, &WIDE), (body.clone(), Ok(())), "{coding}");
         assert_eq!(whole(&coding, b"", &WIDE), (Vec::new(), Ok(())), "{coding}");
     }
+    let begun = [&encode("zstd", &body, 3)[..], b"\x28\xb5"].concat();
+    assert_eq!(whole("zstd", &begun, &WIDE).1, Err(Refused::Truncated));
+}
+
+#[test]
+fn what_was_not_decoded_is_not_over() {
+    // The end of the text is no end while something after it waits between the codings.
+    let encoded = encode("gzip", &[&encode("br", b"text", 3)[..], b"more"].concat(), 3);
+    let mut decoder = decoder("br, gzip", &WIDE);
+    let (mut rest, mut out) = (&encoded[..], Vec::new());
+    while out.len() < 4 {
+        assert_eq!(decoder.decode(&mut rest, &mut out, 4), Ok(false));
+    }
+    assert!(decoder.finish().is_err());
+    assert_eq!(decoder.decode(&mut rest, &mut out, 4), Err(Refused::Trailing));
 }
 
 #[test]
@@ -247,7 +265,7 @@ fn frames_that_hold_nothing_are_skipped() {
 
 #[test]
 fn bombs_stop_at_the_ratio_and_at_the_most() {
-    let zeros = vec![0; 32 * MIB as usize];
+    let zeros = vec![0; 8 * MIB as usize];
     for coding in CODINGS {
         let encoded = encode(coding, &zeros, 6);
         let strict = Decompress { max: 64 * MIB, ratio: 100 };
@@ -267,7 +285,7 @@ fn bombs_stop_at_the_ratio_and_at_the_most() {
 
 #[test]
 fn a_bomb_within_a_bomb_is_counted_from_what_came_in() {
-    let zeros = vec![0; 32 * MIB as usize];
+    let zeros = vec![0; 8 * MIB as usize];
     for (first, second) in [("gzip", "gzip"), ("zstd", "br"), ("br", "zstd"), ("deflate", "zstd")] {
         let encoded = encode(second, &encode(first, &zeros, 6), 6);
         let strict = Decompress { max: 64 * MIB, ratio: 100 };
@@ -333,7 +351,7 @@ fn a_checksum_that_does_not_fit_is_seen() {
 fn no_input_breaks_it() {
     let limits = Decompress { max: MIB, ratio: 50 };
     let mut verdicts = [0; 5];
-    for seed in 0..4000 {
+    for seed in 0..1500 {
         let rng = &mut StdRng::seed_from_u64(seed);
         let coding = CODINGS[rng.random_range(0..CODINGS.len())];
         let length = [40, 400, 4000][rng.random_range(0..3)];
@@ -358,7 +376,7 @@ fn no_input_breaks_it() {
         }] += 1;
     }
     // Every way out was taken, or else the inputs were poor.
-    assert!(verdicts.iter().all(|&count| count > 20), "{verdicts:?}");
+    assert!(verdicts.iter().all(|&count| count > 10), "{verdicts:?}");
 }
 
 fn mangle(rng: &mut StdRng, encoded: &mut Vec<u8>) {

@@ -3,9 +3,9 @@
 use brotli::enc::{
     StandardAlloc,
     encode::{
-        BrotliEncoderCompressStream, BrotliEncoderCreateInstance, BrotliEncoderHasMoreOutput,
-        BrotliEncoderIsFinished, BrotliEncoderOperation, BrotliEncoderParameter,
-        BrotliEncoderSetParameter, BrotliEncoderStateStruct, BrotliEncoderTakeOutput,
+        BrotliEncoderCompressStream, BrotliEncoderCreateInstance, BrotliEncoderIsFinished,
+        BrotliEncoderOperation, BrotliEncoderParameter, BrotliEncoderSetParameter,
+        BrotliEncoderStateStruct, BrotliEncoderTakeOutput,
     },
 };
 
@@ -38,9 +38,11 @@ impl Stream {
             BrotliEncoderOperation::BROTLI_OPERATION_PROCESS
         };
         loop {
+            let before = out.len();
             let taken = self.step(operation, input, out)?;
             input = &input[taken..];
-            if input.is_empty() && BrotliEncoderHasMoreOutput(&self.0) == 0 {
+            // Output of a block that was full may have stood in the way of the flush; only silence says that it is done.
+            if taken == 0 && out.len() == before {
                 return Ok(());
             }
         }

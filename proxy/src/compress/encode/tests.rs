@@ -127,8 +127,11 @@ fn at_every_flush_the_client_has_all_that_was_fed() {
         let events = if seed % 2 == 0 {
             sample::events(rng, 400)
         } else {
-            let body = body(rng);
-            sample::cut(rng, &body, 20_000).into_iter().map(<[u8]>::to_vec).collect()
+            let body = sample::completion(rng, 400_000);
+            sample::cut(rng, &body, [9_000, 200_000][seed as usize / 2 % 2])
+                .into_iter()
+                .map(<[u8]>::to_vec)
+                .collect()
         };
         for coding in Coding::ALL {
             let flow = FLOWS[rng.random_range(0..FLOWS.len())];

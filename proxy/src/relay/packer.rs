@@ -1,0 +1,61 @@
+//! The body of a response on its way into another coding.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{
+    compress::{Broken, Encoder},
+    telemetry::metrics::RouteMetrics,
+    wire::{Downstream, Frame, Side},
+};
+
+/// Encodes what is passed on, and counts what that saves.
+pub(super) struct Packer {
+    encoder: Encoder,
+    /// Something was encoded that the client can not decode yet.
+    pending: bool,
+    metrics: Arc<RouteMetrics>,
+}
+
+impl Packer {
+    pub(super) fn new(encoder: Encoder, metrics: Arc<RouteMetrics>) -> Self {
+        Packer { encoder, pending: false, metrics }
+    }
+
+    pub(super) fn data(&mut self, data: &[u8], client: &mut Downstream<'_>) -> Result<(), Broken> {
+        let mut out = Vec::new();
+        self.encoder.feed(data, &mut out, false)?;
+        self.pending = true;
+        self.metrics.compressed_in.add(data.len() as u64);
+        self.send(out, client);
+        Ok(())
+    }
+
+    /// The client gets all that there is.
+    pub(super) fn flush(&mut self, client: &mut Downstream<'_>) -> Result<(), Broken> {
+        if std::mem::take(&mut self.pending) {
+            let mut out = Vec::new();
+            self.encoder.feed(&[], &mut out, true)?;
+            self.send(out, client);
+        }
+        Ok(())
+    }
+
+    pub(super) fn end(self, client: &mut Downstream<'_>) -> Result<(), Broken> {
+        let mut out = Vec::new();
+        self.encoder.finish(&mut out)?;
+        self.metrics.compressed_out.add(out.len() as u64);
+        if !out.is_empty() {
+            client.send(Frame::Data(Bytes::from(out)));
+        }
+        Ok(())
+    }
+
+    fn send(&self, out: Vec<u8>, client: &mut Downstream<'_>) {
+        self.metrics.compressed_out.add(out.len() as u64);
+        if !out.is_empty() {
+            client.send(Frame::Data(Bytes::from(out)));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A connection to an endpoint for one request: one that rests, or a new one.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use outrigger_config::validated::{self as config, Protocol};
+
+use super::dial::{self, DialError};
+use crate::{
+    endpoint::Endpoint,
+    telemetry::metrics::UpstreamConnection,
+    wire::{Upstream, h2::ClientStream},
+};
+
+/// Whether a resting connection will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// It will.
+    Allowed,
+    /// Only a new one will.
+    Forbidden,
+}
+
+/// A resting connection to the endpoint, or a new one within `limit`.
+///
+/// # Errors
+/// [`DialError`] when there is none in time.
+pub async fn connect(
+    endpoint: &Endpoint,
+    protocol: Protocol,
+    reuse: Reuse,
+    limit: Option<Duration>,
+) -> Result<(Upstream, UpstreamConnection), DialError> {
+    if reuse == Reuse::Allowed
+        && let Some(resting) = resting(endpoint, protocol).await
+    {
+        return Ok((resting, UpstreamConnection::Reused));
+    }
+    match protocol {
+        Protocol::Http1 => {
+            Ok((fresh(endpoint.address, protocol, limit).await?, UpstreamConnection::Opened))
+        }
+        Protocol::H2c => {
+            let connection = dial::h2c(endpoint.address, limit).await?;
+            endpoint.pool.put_shared(connection.clone());
+            let stream = Upstream::H2(Box::new(ClientStream::new(connection)));
+            Ok((stream, UpstreamConnection::Opened))
+        }
+    }
+}
+
+async fn resting(endpoint: &Endpoint, protocol: Protocol) -> Option<Upstream> {
+    match protocol {
+        Protocol::Http1 => endpoint.pool.take().await.map(Upstream::H1),
+        Protocol::H2c => {
+            let connection = endpoint.pool.take_shared().await?;
+            Some(Upstream::H2(Box::new(ClientStream::new(connection))))
+        }
+    }
+}
+
+/// A new connection that nobody else will use: checks must not be fooled by one that rests.
+///
+/// # Errors
+/// [`DialError`] when there is none in time.
+pub async fn fresh(
+    address: SocketAddr,
+    protocol: Protocol,
+    limit: Option<Duration>,
+) -> Result<Upstream, DialError> {
+    match protocol {
+        Protocol::Http1 => dial::http1(address, limit).await.map(Upstream::H1),
+        Protocol::H2c => {
+            let connection = dial::h2c(address, limit).await?;
+            Ok(Upstream::H2(Box::new(ClientStream::new(connection))))
+        }
+    }
+}
+
+/// Lets a connection rest after a whole response, if it can carry another request.
+pub fn rest(upstream: Upstream, endpoint: &Endpoint, settings: &config::Backend) {
+    // An HTTP/2 connection has been shared all the time.
+    let Upstream::H1(conn) = upstream else { return };
+    if conn.is_reusable() {
+        let (idle, most) = (settings.idle_timeout, settings.idle_connections);
+        endpoint.pool.put(conn, Instant::now(), idle, most);
+    }
+}
