@@ -28,6 +28,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "the split is exact", run: telling::split },
     Check { name: "metrics agree with what was sent", run: telling::metrics },
     Check { name: "two engines share 16 streams", run: load::shared },
+    Check { name: "an engine's own gauges steer traffic", run: load::steered },
     Check { name: "hanging up frees the slot", run: leaving::mid_stream },
     Check { name: "hanging up in the engine's queue costs no slot", run: leaving::queued },
     Check { name: "a killed engine loses no request without a byte", run: load::killed },

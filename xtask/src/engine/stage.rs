@@ -21,6 +21,9 @@ pub(super) const MODEL: &str = "sim-model";
 /// The `model` that is routed to both engines as one backend.
 pub(super) const POOLED: &str = "pooled";
 
+/// The `model` that is routed to both engines by what their own gauges say.
+pub(super) const GAUGED: &str = "gauged";
+
 /// The one that is killed is the canary; what comes after needs only the stable one.
 pub(super) struct Stage {
     pub(super) proxy: Proxy,
@@ -112,6 +115,10 @@ backends:
   stable: {{ endpoints: [\"{stable}\"], {health} }}
   canary: {{ endpoints: [\"{canary}\"], {health} }}
   both: {{ endpoints: [\"{stable}\", \"{canary}\"], {health} }}
+  gauged:
+    endpoints: [\"{stable}\", \"{canary}\"]
+    {health}
+    signals: {{ scrape: {{ interval: 100ms, engine: llama_cpp }} }}
   embedder: {{ endpoints: [\"{embedder}\"], {health} }}
 routes:
   - name: embeddings
@@ -120,6 +127,9 @@ routes:
   - name: pooled
     match: {{ path: {chats}, model: {POOLED} }}
     backend: both
+  - name: gauged
+    match: {{ path: {chats}, model: {GAUGED} }}
+    backend: gauged
   - name: chat
     match: {{ path: {chats} }}
     split: {{ stable: 90, canary: 10 }}

@@ -9,9 +9,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::stream;
+use crate::demo::scrape::Scrape;
 use crate::engine::client::{Answer, Chat};
 use crate::engine::observe::{SOON, eventually};
-use crate::engine::stage::{Engine, POOLED, SLOTS, Stage};
+use crate::engine::stage::{Engine, GAUGED, POOLED, SLOTS, Stage};
 use crate::setup;
 use crate::shell::program;
 
@@ -58,6 +59,67 @@ fn is_whole(answer: &Answer) -> Result<()> {
     let usage = answer.usage()?;
     ensure!(answer.is_done() && usage.completion == TOKENS, "cut short: {usage:?}");
     Ok(())
+}
+
+/// Chats that are sent while one engine is busy behind the proxy's back.
+const STEERED: u64 = 12;
+
+/// One engine is filled by others, of whom the proxy knows only what the engine says: requests that have a slot, and
+/// requests that wait for one. Its own chats all go to the other engine, and to both once the first one is idle again.
+pub(super) fn steered(stage: &mut Stage) -> Result<String> {
+    let asked = stream(TOKENS * 8);
+    let strangers = (0..2 * SLOTS).map(|_| asked.open(stage.stable.address));
+    let strangers = strangers.collect::<Result<Vec<_>>>()?;
+    let waiting = |stage: &Stage, count: f64| {
+        eventually("the proxy has read the engine's queue", SOON, || {
+            Ok(reported(stage, &stage.stable, "waiting")? == count)
+        })
+    };
+    waiting(stage, SLOTS as f64)?;
+    let (avoided, other) = gauged_chats(stage)?;
+    ensure!(
+        (avoided, other) == (0.0, STEERED as f64),
+        "{avoided} to the busy engine, {other} to the other"
+    );
+    // Hanging up frees the slots.
+    drop(strangers);
+    waiting(stage, 0.0)?;
+    eventually("the engine is idle", SOON, || {
+        Ok(reported(stage, &stage.stable, "running")? == 0.0)
+    })?;
+    let (again, other) = gauged_chats(stage)?;
+    ensure!(
+        again > 0.0 && other > 0.0,
+        "{again} to the engine that is idle again, {other} to the other"
+    );
+    Ok(format!("0 of {STEERED} to the engine with {SLOTS} waiting, then {again} of {STEERED}"))
+}
+
+/// Chats one after the other; how many of them the stable engine got, and how many the canary.
+fn gauged_chats(stage: &Stage) -> Result<(f64, f64)> {
+    let before = stage.metrics()?;
+    let asked = Chat { model: GAUGED, ..stream(4) };
+    for _ in 0..STEERED {
+        asked.ask(stage.proxy.traffic)?;
+    }
+    let ended = |since: &Scrape, labels: &[(&str, &str)]| {
+        since.sum("outrigger_endpoint_requests_total", labels)
+    };
+    let since = stage.counted("every chat is counted", &before, |since| {
+        ended(since, &[("backend", GAUGED)]) == STEERED as f64
+    })?;
+    let by = |engine: &Engine| {
+        let address = engine.address.to_string();
+        ended(&since, &[("backend", GAUGED), ("endpoint", &address)])
+    };
+    Ok((by(&stage.stable), by(&stage.canary)))
+}
+
+/// What the proxy last heard of an engine.
+fn reported(stage: &Stage, engine: &Engine, signal: &str) -> Result<f64> {
+    let address = engine.address.to_string();
+    let labels = [("backend", GAUGED), ("endpoint", address.as_str()), ("signal", signal)];
+    Ok(stage.metrics()?.sum("outrigger_endpoint_reported_load", &labels))
 }
 
 /// Chats of the load under which an engine is killed, and how many have ended by then.
