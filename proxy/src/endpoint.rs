@@ -50,8 +50,10 @@ pub struct Endpoint {
     pub facts: Facts,
     /// Whether it may be sent requests, and since when.
     pub readiness: Readiness,
-    /// Something went wrong that only a warm-up makes good; see [`Endpoint::chill`].
+    /// Its backend has a warm-up for it.
     warms_up: AtomicBool,
+    /// Going there leaves a pod that has an engine of its own.
+    leaves_pod: AtomicBool,
     weight: AtomicU32,
     /// What its agent has said so far.
     agent_word: Mutex<Word>,
@@ -74,6 +76,7 @@ impl Endpoint {
             name,
             readiness: Readiness::new(now),
             warms_up: AtomicBool::new(false),
+            leaves_pod: AtomicBool::new(false),
             weight: AtomicU32::new(1),
             agent_word: Mutex::default(),
             agent_max: AtomicU32::new(0),
@@ -95,6 +98,15 @@ impl Endpoint {
 
     pub(crate) fn set_weight(&self, weight: u32) {
         self.weight.store(weight, Relaxed);
+    }
+
+    /// Whether going there leaves a pod that has an engine of its own.
+    pub fn leaves_pod(&self) -> bool {
+        self.leaves_pod.load(Relaxed)
+    }
+
+    pub(crate) fn set_leaves_pod(&self, leaves: bool) {
+        self.leaves_pod.store(leaves, Relaxed);
     }
 
     /// Whether its active check and its warm-up, if it has them, say that it can serve.
@@ -138,10 +150,14 @@ impl Endpoint {
 
     /// It may have been started anew: what was learned of it may hold no longer, and where there is a warm-up it gets no
     /// request before that is done.
-    pub(crate) fn chill(&self) {
+    fn chill(&self) {
         if let Some(passive) = self.passive.get() {
             passive.forget();
         }
+        self.want_warm_up();
+    }
+
+    fn want_warm_up(&self) {
         if self.warms_up.load(Relaxed) {
             self.readiness.chill(Instant::now());
             self.metrics.ready.set(self.is_ready().into());
@@ -213,7 +229,8 @@ impl Endpoint {
                 let span = until.saturating_duration_since(Instant::now());
                 let reason = failure.map_or(reason.as_str(), Failure::as_str);
                 tracing::warn!(%backend, endpoint, reason, ?span, "endpoint ejected");
-                self.chill();
+                // What is known of it stays: others still wait there, and a probe must not wait for longer than they.
+                self.want_warm_up();
             }
             Transition::Restored => {
                 self.metrics.ejected.set(0);

@@ -122,12 +122,13 @@ async fn live(
         (Action::Split(_), Some(backend)) => {
             let backend = Arc::clone(backend);
             let mut rng = rng();
+            // Before the head is rewritten: keys are the client's.
+            let ask = ask(request, client, watchdog, &backend).await?;
             forward::prepare(request, &route, &mut rng);
             match batch::serve(request, client, watchdog, &route, &backend).await? {
                 Way::Answered(outcome) => return Ok(outcome),
                 Way::Alone(solo) => request.solo = solo,
             }
-            let ask = ask(request, client, watchdog, &backend).await?;
             Attempts::new(request, client, watchdog, &route, backend, ask, rng).run().await
         }
         _ => respond::local(request, client, watchdog, &route.settings.action).await,

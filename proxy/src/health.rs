@@ -92,6 +92,6 @@ async fn ask(
     let mut upstream =
         connect::fresh(endpoint.address, protocol, Some(limit)).await.map_err(|e| text(&e))?;
     let body = Bytes::new();
-    let head = fetch::head(Method::GET, &endpoint.name, path, &body, "health");
+    let head = fetch::head(Method::GET, endpoint, path, &body, "health");
     fetch::ask(&mut upstream, &head, body).await.map(|head| head.status).map_err(|e| text(&e))
 }

@@ -15,7 +15,7 @@ use std::{
     borrow::Cow,
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -36,6 +36,9 @@ use crate::{
         hop::strip_hop_by_hop,
     },
 };
+
+/// How long an endpoint that seems to have stopped working has for showing that it was us: to read what has come since.
+pub const STALL_DOUBT: Duration = Duration::from_millis(100);
 
 /// Why an exchange broke off.
 #[derive(Debug)]
@@ -133,8 +136,8 @@ struct State {
     responding: bool,
     /// The status of the response is a success.
     succeeding: bool,
-    /// The endpoint seemed to have stopped working, and was given the benefit of the doubt.
-    stall_doubted: bool,
+    /// The endpoint seemed to have stopped working, and has the benefit of the doubt until then.
+    doubt_until: Option<Instant>,
     download_ended: bool,
 }
 
@@ -150,7 +153,7 @@ impl State {
             client_behind: false,
             responding: false,
             succeeding: false,
-            stall_doubted: false,
+            doubt_until: None,
             download_ended: false,
         }
     }
@@ -461,15 +464,15 @@ impl<'r, 'c> Exchange<'r, 'c> {
         if listening && self.client.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Fault::ClientGone));
         }
-        let next = self.next_deadline();
-        match self.watchdog.poll_expired(next, cx) {
-            // When it was us who paused, bytes of other answers may be waiting to be read: they have their turn first.
-            Poll::Ready(Expiry::Stalled) if !self.state.stall_doubted => {
-                self.state.stall_doubted = true;
-                cx.waker().wake_by_ref();
-                Poll::Pending
+        loop {
+            let next = self.next_deadline();
+            match ready!(self.watchdog.poll_expired(next, cx)) {
+                // When it was us who paused, bytes of other answers wait to be read: they have their turn first.
+                Expiry::Stalled if self.state.doubt_until.is_none() => {
+                    self.state.doubt_until = Some(Instant::now() + STALL_DOUBT);
+                }
+                expiry => return Poll::Ready(Err(Fault::Expired(expiry))),
             }
-            expired => expired.map(|expiry| Err(Fault::Expired(expiry))),
         }
     }
 
@@ -494,6 +497,8 @@ impl<'r, 'c> Exchange<'r, 'c> {
             None => {
                 let at = bounds.first_byte.map(|limit| self.state.waiting_since + limit);
                 let stalls = self.turn.as_ref().and_then(|_| self.place.stalls_at());
+                let stalls =
+                    stalls.map(|at| self.state.doubt_until.map_or(at, |until| at.max(until)));
                 next.or(at, Expiry::FirstByte).or(stalls, Expiry::Stalled)
             }
             Some(last) => next.or(bounds.gap.map(|gap| last + gap), Expiry::Gap),

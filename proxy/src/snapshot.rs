@@ -199,10 +199,11 @@ impl Route {
             let metrics = metrics.mirror(&settings.name, &mirror.name);
             Arc::new(Mirror::new(mirror.clone(), Arc::clone(&backends[mirror.backend]), metrics))
         });
-        let batcher = settings
-            .batch
-            .as_ref()
-            .map(|batch| Arc::new(Batcher::new(batch, metrics.batches(&settings.name))));
+        let batcher = settings.batch.as_ref().map(|batch| {
+            let same = old.filter(|old| old.settings.batch == settings.batch);
+            let new = || Arc::new(Batcher::new(batch, metrics.batches(&settings.name)));
+            same.and_then(|old| old.batcher.clone()).unwrap_or_else(new)
+        });
         let same_budget = |old: &&Arc<Route>| budget_of(&old.settings) == budget_of(settings);
         let budget = match old.filter(same_budget) {
             Some(old) => Arc::clone(&old.budget),

@@ -5,16 +5,17 @@
 //! one endpoint fails its keys spread over all others, and nobody else's move.
 //!
 //! *Bounded load* (Mirrokni, Thorup and Zadimoghaddam, *Consistent Hashing with Bounded Loads*): an
-//! endpoint takes a key only while it carries at most so many times the mean for its weight. Some
-//! endpoint always does. Load is work here, so one long prompt fills an endpoint as many requests
-//! would. The mean is that of all endpoints up to 32, else that of [`SAMPLE`] random ones.
+//! endpoint takes a key only while it carries less than so many times the mean for its weight would
+//! be with one request more, rounded up to whole requests. Some endpoint always does, and an idle
+//! backend keeps its keys where they are. Load is work here, so one long prompt fills an endpoint as
+//! many requests would. The mean is that of all endpoints up to 32, else that of [`SAMPLE`] random ones.
 //!
 //! A request without a key goes where there is the least work in flight.
 
 use rand::Rng;
 
 use super::choose::{FULL_SCAN, Looked};
-use super::{Candidates, Table, carried, least_connection, pickable, weight};
+use super::{Candidates, Cost, Table, carried, least_connection, pickable, weight};
 use maglev::Maglev;
 use ring::Ring;
 
@@ -52,7 +53,7 @@ impl ConsistentHash {
     /// The endpoint of the key, or the next in the table that can be picked and is not too full.
     pub(super) fn pick(&self, candidates: &impl Candidates, rng: &mut impl Rng) -> Option<usize> {
         let placed = candidates.ask().key.and_then(|key| {
-            let bound = self.bounded_load.map(|factor| factor * mean_load(candidates, rng));
+            let bound = self.bounded_load.map(|factor| factor * next_mean(candidates, rng));
             let fits = |i: &usize| {
                 *i < candidates.len()
                     && pickable(candidates, *i)
@@ -68,11 +69,15 @@ impl ConsistentHash {
 }
 
 fn is_within(bound: Option<f64>, candidates: &impl Candidates, i: usize) -> bool {
-    bound.is_none_or(|bound| carried(candidates, i) <= bound * weight(candidates, i))
+    let request = Cost::REQUEST as f64;
+    bound.is_none_or(|bound| {
+        let whole = (bound * weight(candidates, i) / request).ceil() * request;
+        carried(candidates, i) < whole
+    })
 }
 
-/// Work for each unit of weight.
-fn mean_load(candidates: &impl Candidates, rng: &mut impl Rng) -> f64 {
+/// Work for each unit of weight, with one request more.
+fn next_mean(candidates: &impl Candidates, rng: &mut impl Rng) -> f64 {
     let looked = if candidates.len() <= FULL_SCAN {
         Looked::all(candidates)
     } else {
@@ -80,7 +85,8 @@ fn mean_load(candidates: &impl Candidates, rng: &mut impl Rng) -> f64 {
     };
     let load: f64 = looked.indices().map(|i| carried(candidates, i)).sum();
     let weights: f64 = looked.indices().map(|i| weight(candidates, i)).sum();
-    if weights > 0.0 { load / weights } else { 0.0 }
+    let next = load + Cost::REQUEST as f64;
+    if weights > 0.0 { next / weights } else { next }
 }
 
 #[cfg(test)]
@@ -217,6 +223,8 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(4);
             let home = policy.pick(&fleet, &mut rng).unwrap();
             fleet.load(home, 400);
+            assert_eq!(policy.pick(&fleet, &mut rng), Some(home), "{table:?}: less than two requests");
+            fleet.load(home, 600);
             let next = policy.pick(&fleet, &mut rng).unwrap();
             assert_ne!(home, next, "{table:?}");
             assert_eq!(policy.pick(&fleet, &mut rng), Some(next), "{table:?}");

@@ -73,7 +73,7 @@ impl Facts {
     const FORGIVEN: f64 = 10.0;
 
     /// For how many seconds a first byte says something about the next with as much in flight.
-    const RECENT: f64 = 60.0;
+    const RECENT: f64 = 10.0;
 
     /// Nothing is known yet of the endpoint `id`, which is to be the same whenever it comes back:
     /// a hash of its address. No time before `origin` will be told.
@@ -396,18 +396,18 @@ mod tests {
         let facts = Facts::new(1, now);
         assert_eq!(facts.first_byte_at(3, now), None);
         facts.first_byte(standing(3_000, 3), seconds(0.3), now);
-        facts.first_byte(standing(40_000, 40), seconds(4.0), after(now, 30.0));
+        facts.first_byte(standing(40_000, 40), seconds(4.0), after(now, 5.0));
         let at = |in_flight, age| {
             let known = facts.first_byte_at(in_flight, after(now, age));
             known.map(|seconds| (seconds * 1e3).round())
         };
-        assert_eq!([at(2, 30.0), at(63, 30.0)], [Some(300.0), Some(4_000.0)]);
+        assert_eq!([at(2, 5.0), at(63, 5.0)], [Some(300.0), Some(4_000.0)]);
         // Not known: that of fewer, else that of more.
         assert_eq!(
-            [at(9, 30.0), at(1_000, 30.0), at(0, 30.0)].map(Option::unwrap),
+            [at(9, 5.0), at(1_000, 5.0), at(0, 5.0)].map(Option::unwrap),
             [300.0, 4_000.0, 300.0]
         );
-        assert_eq!([at(2, 61.0), at(2, 91.0)], [Some(4_000.0), None]);
+        assert_eq!([at(2, 11.0), at(2, 16.0)], [Some(4_000.0), None]);
     }
 
     /// Two endpoints of a kind, of which the second is `times` slower and the first carries more.

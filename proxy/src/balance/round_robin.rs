@@ -7,11 +7,13 @@
 //! missing endpoint, so its share goes to all the others by their weights. Passing the turn on
 //! without consuming it would give the next one in the list twice its share.
 //!
-//! An endpoint whose weight is below the configured one, because it starts slowly or its agent says
-//! so, takes that share of its turns, at random.
+//! An endpoint whose weight is another than the configured one, because it starts slowly or its agent
+//! says so, takes that share of its turns, at random; a share above 1 by the others' taking fewer,
+//! with as many endpoints as can be looked at for it.
 
 use rand::{Rng, RngExt};
 
+use super::choose::FULL_SCAN;
 use super::{Candidates, least_connection, pickable, weight};
 use crate::split::Schedule;
 
@@ -33,8 +35,9 @@ impl RoundRobin {
     /// new, the one whose turn it was; after that the first in the list that can.
     pub(super) fn pick(&self, candidates: &impl Candidates, rng: &mut impl Rng) -> Option<usize> {
         let Some(schedule) = &self.schedule else { return least_connection::pick(candidates, rng) };
+        let most = self.largest_share(candidates);
         let first = schedule.next();
-        if is_pickable(candidates, first) && self.takes_turn(candidates, first, rng) {
+        if is_pickable(candidates, first) && self.takes_turn(candidates, first, most, rng) {
             return Some(first);
         }
         // Without it nothing can be picked and the walk would be in vain. With it the walk can come
@@ -43,7 +46,7 @@ impl RoundRobin {
         let mut in_turn = is_pickable(candidates, first).then_some(first);
         for i in (1..schedule.period()).map(|_| schedule.next()) {
             if is_pickable(candidates, i) {
-                if self.takes_turn(candidates, i, rng) {
+                if self.takes_turn(candidates, i, most, rng) {
                     return Some(i);
                 }
                 in_turn.get_or_insert(i);
@@ -52,9 +55,30 @@ impl RoundRobin {
         in_turn.or(Some(last_resort))
     }
 
-    fn takes_turn(&self, candidates: &impl Candidates, i: usize, rng: &mut impl Rng) -> bool {
-        let share = weight(candidates, i) / f64::from(self.weights[i]);
+    fn takes_turn(
+        &self,
+        candidates: &impl Candidates,
+        i: usize,
+        most: f64,
+        rng: &mut impl Rng,
+    ) -> bool {
+        let share = self.share(candidates, i) / most;
         share >= 1.0 || rng.random_bool(share)
+    }
+
+    /// The largest share that any of a few endpoints takes of its turns.
+    fn largest_share(&self, candidates: &impl Candidates) -> f64 {
+        if candidates.len() > FULL_SCAN {
+            return 1.0;
+        }
+        let pickable = (0..candidates.len()).filter(|&i| pickable(candidates, i));
+        let largest = pickable.map(|i| self.share(candidates, i)).fold(0.0, f64::max);
+        if largest > 0.0 { largest } else { 1.0 }
+    }
+
+    /// The weight now for the configured one.
+    fn share(&self, candidates: &impl Candidates, i: usize) -> f64 {
+        weight(candidates, i) / f64::from(self.weights[i])
     }
 }
 

@@ -49,6 +49,8 @@ pub enum Verdict {
 pub enum Cause {
     /// The call was refused, maybe because of one of its prompts.
     Refused,
+    /// The server could not serve it now: whether another one can is for each request to find out.
+    Unavailable,
     /// The answer is not JSON, or its outputs are not a list of objects.
     NotJson,
     /// A member occurs twice.
@@ -67,6 +69,7 @@ impl Cause {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
             Self::NotJson => "not_json",
             Self::Repeated => "repeated",
             Self::NoIndex => "no_index",
@@ -86,6 +89,14 @@ const REFUSALS: [StatusCode; 4] = [
     StatusCode::INTERNAL_SERVER_ERROR,
 ];
 
+/// The statuses that say nothing of the call itself.
+const UNAVAILABLE: [StatusCode; 4] = [
+    StatusCode::TOO_MANY_REQUESTS,
+    StatusCode::BAD_GATEWAY,
+    StatusCode::SERVICE_UNAVAILABLE,
+    StatusCode::GATEWAY_TIMEOUT,
+];
+
 /// Splits the answer to a merged call. The body has to be complete and in no content encoding. The
 /// answer to a single request is its own, whatever it says.
 #[must_use]
@@ -95,6 +106,9 @@ pub fn split(plan: &Plan, status: StatusCode, body: &[u8]) -> Verdict {
     }
     if REFUSALS.contains(&status) {
         return Verdict::RetryAlone(Cause::Refused);
+    }
+    if UNAVAILABLE.contains(&status) {
+        return Verdict::RetryAlone(Cause::Unavailable);
     }
     if !status.is_success() {
         return Verdict::Same;
@@ -408,8 +422,11 @@ mod tests {
         for status in [400, 413, 422, 500] {
             assert_eq!(verdict(status), Verdict::RetryAlone(Cause::Refused), "{status}");
         }
-        for status in [301, 401, 403, 404, 429, 502, 503, 504] {
+        for status in [301, 401, 403, 404] {
             assert_eq!(verdict(status), Verdict::Same, "{status}");
+        }
+        for status in [429, 502, 503, 504] {
+            assert_eq!(verdict(status), Verdict::RetryAlone(Cause::Unavailable), "{status}");
         }
         assert_eq!(verdict(200), Verdict::RetryAlone(Cause::NotJson));
     }

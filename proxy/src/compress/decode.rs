@@ -1,8 +1,8 @@
 //! A request body unpacked, under bounds that no input escapes.
 //!
 //! What it decides:
-//! - which codings: gzip (also several members), deflate (with the zlib frame that the RFC asks for, or without, as some
-//!   clients send it), br, zstd (also several frames), and two of them on top of one another;
+//! - which codings: gzip (also several members), deflate (with the zlib frame that the RFC asks for, or without, as
+//!   some clients send it), br, zstd (also several frames), and two of them on top of one another;
 //! - how far: [`Decompress::max`] bytes and, past the first 64 KiB, [`Decompress::ratio`] times the bytes that came
 //!   in. The ratio is reckoned as the body comes, so a body whose end would make up for its start is refused too.
 //!   Between two codings it is 4 whatever the settings say: what is compressed does not shrink again, unless it
@@ -12,10 +12,10 @@
 //! - how much memory: windows of 32 KiB (gzip), 16 MiB (brotli), 8 MiB (zstd; RFC 9659), each only as large as the
 //!   stream asks for, and for brotli as it fills; the large-window variant of brotli is not read.
 //!
-//! One call gives up to `room` bytes, or takes a few KiB of input, and returns: some input costs far more than what comes
-//! of it, and the caller may give other work a turn in between. Measured on one core, in MB/s that come out of
+//! One call gives up to `room` bytes, or takes a few KiB of input, and returns: some input costs far more than what
+//! comes of it, and the caller may give other work a turn in between. Measured on one core, in MB/s that come out of
 //! text: gzip and deflate 200 to 500, brotli 350, zstd 1400. The slowest input known, brotli that builds tables and
-//! hardly uses them, is read at 1 MB/s, so that a call takes some 5 ms of it at worst.
+//! hardly uses them, is read at 1 MB/s, so that one call takes some 5 ms, and 10 at worst.
 //!
 //! What it leaves out: `transfer-encoding`, and codings inside messages (gRPC).
 
@@ -94,8 +94,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// What decodes the body after this head, and the head edited to what will come out; `None` when there is nothing to
-    /// decode, and the head is as it was.
+    /// What decodes the body after this head, which is edited to what will come out; `None` when there is nothing
+    /// to decode, and the head is as it was.
     ///
     /// # Errors
     /// [`Refused::Unsupported`].

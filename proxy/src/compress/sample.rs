@@ -46,8 +46,9 @@ pub(super) fn prose(rng: &mut StdRng, length: usize) -> String {
 /// A chat completion with an answer of about `length` bytes.
 pub(super) fn completion(rng: &mut StdRng, length: usize) -> Vec<u8> {
     let (id, content) = (rng.random::<u64>(), prose(rng, length));
+    let message = format!(r#"{{"role":"assistant","content":"{content}"}}"#);
     format!(
-        r#"{{"id":"chatcmpl-{id:x}","object":"chat.completion","choices":[{{"index":0,"message":{{"role":"assistant","content":"{content}"}},"finish_reason":"stop"}}]}}"#
+        r#"{{"id":"chatcmpl-{id:x}","choices":[{{"index":0,"message":{message},"finish_reason":"stop"}}]}}"#
     )
     .into_bytes()
 }

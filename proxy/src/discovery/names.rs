@@ -85,7 +85,7 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    fn failed(text: impl ToString) -> Self {
+    fn failed(text: &(impl ToString + ?Sized)) -> Self {
         Trouble { denied: None, text: text.to_string() }
     }
 
@@ -194,7 +194,7 @@ impl Asker {
             }
             Ok(_) => Err(Trouble::failed("the answer has no record of what was asked for")),
             Err(NetError::Dns(DnsError::NoRecordsFound(none))) => Err(denial(&none, kind)),
-            Err(error) => Err(Trouble::failed(error)),
+            Err(error) => Err(Trouble::failed(&error)),
         }
     }
 }
@@ -321,13 +321,13 @@ struct Search {
 impl Search {
     /// What to ask for, one after the other.
     fn candidates(&self, name: &str) -> Result<Vec<Name>, Trouble> {
-        let name = Name::from_str_relaxed(name).map_err(Trouble::failed)?;
+        let name = Name::from_str_relaxed(name).map_err(|error| Trouble::failed(&error))?;
         let mut whole = name.clone();
         whole.set_fqdn(true);
         if name.is_fqdn() {
             return Ok(vec![whole]);
         }
-        let mut all = self.completed(&name).map_err(Trouble::failed)?;
+        let mut all = self.completed(&name).map_err(|error| Trouble::failed(&error))?;
         let dots = usize::from(name.num_labels()).saturating_sub(1);
         let at = if dots >= self.ndots { 0 } else { all.len() };
         all.insert(at, whole);

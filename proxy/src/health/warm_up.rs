@@ -67,7 +67,7 @@ async fn one(
     let text = |error: &dyn Display| format!("{} {}: {error}", request.method, request.path);
     let method = http::Method::from_bytes(request.method.as_bytes()).map_err(|e| text(&e))?;
     let body = Bytes::copy_from_slice(request.body.as_bytes());
-    let mut head = fetch::head(method, &endpoint.name, &request.path, &body, "warm-up");
+    let mut head = fetch::head(method, endpoint, &request.path, &body, "warm-up");
     for (name, value) in &request.headers {
         head.fields.set(name, value);
     }

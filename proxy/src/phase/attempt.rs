@@ -161,7 +161,8 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         match self.backend.choose(wanted, Instant::now(), &mut self.rng) {
             Choice::Taken(place) => Ok(place),
             Choice::Full => {
-                let detail = format!("every endpoint of backend {name} is at max_connections");
+                let detail =
+                    format!("every endpoint of backend {name} is at its limit, or has no weight");
                 Err(Failure::new(Outcome::Overloaded, detail))
             }
             Choice::Nobody => {
@@ -554,7 +555,7 @@ fn client_gone() -> Failure {
 }
 
 /// A deadline of the route has passed.
-fn expired(request: &Request, route: &Route, expiry: Expiry) -> Failure {
+pub fn expired(request: &Request, route: &Route, expiry: Expiry) -> Failure {
     let deadline = &route.settings.deadline;
     let (outcome, name, limit) = match expiry {
         Expiry::FirstByte => (Outcome::FirstByteTimeout, "first_byte", deadline.first_byte),

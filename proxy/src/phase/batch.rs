@@ -9,7 +9,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -21,16 +21,17 @@ use tokio::sync::oneshot;
 
 use super::{
     ask::is_json,
+    attempt::expired,
     respond,
     route::{body_failure, read_body_while},
 };
 use crate::{
     balance::{self, Cost},
     batch::{
-        Api, Ask, Batch, Call, Closing, Ended, Key, Lobby, Ticket, Turn, Verdict, Window, merge,
-        split,
+        Api, Ask, Batch, Call, Cause, Closing, Ended, Key, Lobby, Ticket, Turn, Verdict, Window,
+        merge, split,
     },
-    deadline::Watchdog,
+    deadline::{Expiry, Watchdog},
     endpoint::Endpoint,
     gateway,
     outcome::Outcome,
@@ -89,6 +90,12 @@ pub struct Solo {
 }
 
 impl Solo {
+    fn new(batcher: &Arc<Batcher>, batch: Batch<Seat>) -> Self {
+        batcher.metrics.counted(Batched::Alone, 1);
+        let (call, start) = (Some(batch.call), Instant::now());
+        Solo { batcher: Arc::clone(batcher), call, start, answered: false }
+    }
+
     /// It was answered.
     pub fn answered(&mut self) {
         self.answered = true;
@@ -131,36 +138,16 @@ pub async fn serve(
     let Some(ask) = could_share(request, client, watchdog, batcher).await? else {
         return Ok(Way::Alone(None));
     };
-    let key = key(&ask, request, backend);
-    let (answer, mut part) = oneshot::channel();
-    let (size, deadline) = (ask.size(), total_of(request, route));
-    let turn = batcher.lobby.lock().join(Instant::now(), key, size, deadline, Seat { ask, answer });
-    let ticket = match turn {
-        Turn::Send(batch) if batch.items.len() == 1 => {
-            return Ok(Way::Alone(Some(solo(batcher, batch))));
-        }
-        Turn::Send(batch) => {
-            send(batch, request, route, backend);
-            None
-        }
-        Turn::Wait { ticket, closes, pushed_out } => {
-            if let Some(batch) = pushed_out {
-                send(batch, request, route, backend);
+    let mut waiting = Waiting::enter(batcher, ask, request, route, backend);
+    loop {
+        match waiting.woken(request, client, watchdog).await? {
+            Woken::Part(part) => return deliver(part, request, client, watchdog, route).await,
+            Woken::Due(batch) if batch.items.len() == 1 => {
+                return Ok(Way::Alone(Some(Solo::new(batcher, batch))));
             }
-            Some((ticket, closes))
+            Woken::Due(batch) => send(batch, request, route, backend),
+            Woken::Alone => return Ok(Way::Alone(None)),
         }
-    };
-    match wait(request, client, watchdog, batcher, ticket, &mut part).await? {
-        Waited::Due(batch) if batch.items.len() == 1 => Ok(Way::Alone(Some(solo(batcher, batch)))),
-        Waited::Due(batch) => {
-            send(batch, request, route, backend);
-            match wait(request, client, watchdog, batcher, None, &mut part).await? {
-                Waited::Part(part) => deliver(part, request, client, watchdog, route).await,
-                Waited::Due(_) | Waited::Alone => Ok(Way::Alone(None)),
-            }
-        }
-        Waited::Part(part) => deliver(part, request, client, watchdog, route).await,
-        Waited::Alone => Ok(Way::Alone(None)),
     }
 }
 
@@ -181,7 +168,7 @@ async fn could_share(
     if !request.upload.has_ended() || !request.upload.is_replayable() {
         return Ok(None);
     }
-    match Ask::parse(request.head.path(), whole(&request.upload)) {
+    match Ask::parse(request.head.target(), whole(&request.upload)) {
         Ok(ask) if ask.size().bytes <= most => Ok(Some(ask)),
         Ok(_) => Ok(None),
         Err(reason) => {
@@ -222,67 +209,111 @@ fn total_of(request: &Request, route: &Route) -> Option<Instant> {
     route.settings.deadline.total.map(|total| request.start + total)
 }
 
-fn solo(batcher: &Arc<Batcher>, batch: Batch<Seat>) -> Solo {
-    batcher.metrics.counted(Batched::Alone, 1);
-    let (call, start) = (Some(batch.call), Instant::now());
-    Solo { batcher: Arc::clone(batcher), call, start, answered: false }
-}
-
 /// What a request that waits is woken by.
-enum Waited {
+enum Woken {
+    /// Its part of an answer.
     Part(Part),
+    /// The batch that it is in has to be sent.
     Due(Batch<Seat>),
+    /// The batch has no answer for it.
     Alone,
 }
 
-/// Leaves the lobby when the client does.
+/// A request among those that wait. It leaves with its client.
 struct Waiting<'a> {
     batcher: &'a Batcher,
-    ticket: Option<Ticket>,
+    route: &'a Route,
+    /// When it must be over.
+    total: Option<Instant>,
+    /// Its place, and when the batch closes, while nobody has sent it.
+    place: Option<(Ticket, Instant)>,
+    due: Option<Batch<Seat>>,
+    part: oneshot::Receiver<Part>,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
+        if let Some((ticket, _)) = self.place.take() {
             self.batcher.lobby.lock().leave(&ticket);
         }
     }
 }
 
-async fn wait(
-    request: &mut Request,
-    client: &mut Downstream<'_>,
-    watchdog: &mut Watchdog,
-    batcher: &Batcher,
-    ticket: Option<(Ticket, Instant)>,
-    part: &mut oneshot::Receiver<Part>,
-) -> Result<Waited, Failure> {
-    let (ticket, mut closes) = ticket.unzip();
-    let mut place = Waiting { batcher, ticket };
-    let upload = &mut request.upload;
-    let waited = poll_fn(|cx| {
-        if let Poll::Ready(part) = pin!(&mut *part).poll(cx) {
-            // Whoever had it dropped it: there is no answer for it in the batch.
-            return Poll::Ready(Ok(part.map_or(Waited::Alone, Waited::Part)));
-        }
-        while let (Some(ticket), Some(at)) = (&place.ticket, closes) {
-            if watchdog.poll_until(at, cx).is_pending() {
-                break;
+impl<'a> Waiting<'a> {
+    fn enter(
+        batcher: &'a Batcher,
+        ask: Ask,
+        request: &Request,
+        route: &'a Arc<Route>,
+        backend: &Arc<Backend>,
+    ) -> Self {
+        let key = key(&ask, request, backend);
+        let (answer, part) = oneshot::channel();
+        let (size, total) = (ask.size(), total_of(request, route));
+        let seat = Seat { ask, answer };
+        let turn = batcher.lobby.lock().join(Instant::now(), key, size, total, seat);
+        match turn {
+            Turn::Send(batch) => {
+                Waiting { batcher, route, total, place: None, due: Some(batch), part }
             }
-            let now = Instant::now();
-            match batcher.lobby.lock().close(ticket, now) {
-                Closing::Due(batch) => return Poll::Ready(Ok(Waited::Due(batch))),
-                Closing::NotYet(later) => closes = Some(later),
-                Closing::Gone => closes = None,
+            Turn::Wait { ticket, closes, pushed_out } => {
+                // It is of others, who wait for it.
+                if let Some(batch) = pushed_out {
+                    send(batch, request, route, backend);
+                }
+                Waiting { batcher, route, total, place: Some((ticket, closes)), due: None, part }
             }
         }
-        upload.poll_watch(client, cx).map(Fault::from).map(Err)
-    })
-    .await;
-    if waited.is_ok() {
-        place.ticket = None;
     }
-    waited.map_err(|fault| body_failure(request, fault))
+
+    /// Waits for an answer, for the batch to close, or for the client to leave.
+    async fn woken(
+        &mut self,
+        request: &mut Request,
+        client: &mut Downstream<'_>,
+        watchdog: &mut Watchdog,
+    ) -> Result<Woken, Failure> {
+        if let Some(batch) = self.due.take() {
+            return Ok(Woken::Due(batch));
+        }
+        let total = self.total;
+        let upload = &mut request.upload;
+        let woken = poll_fn(|cx| {
+            if let Poll::Ready(part) = pin!(&mut self.part).poll(cx) {
+                // Whoever had its seat dropped it: there is no answer for it in the batch.
+                self.place = None;
+                return Poll::Ready(Ok(part.map_or(Woken::Alone, Woken::Part)));
+            }
+            if let Poll::Ready(batch) = self.poll_close(watchdog, cx) {
+                return Poll::Ready(Ok(Woken::Due(batch)));
+            }
+            if total.is_some_and(|total| watchdog.poll_until(total, cx).is_ready()) {
+                return Poll::Ready(Err(Fault::Expired(Expiry::Total)));
+            }
+            upload.poll_watch(client, cx).map(Fault::from).map(Err)
+        })
+        .await;
+        woken.map_err(|fault| match fault {
+            Fault::Expired(_) => expired(request, self.route, Expiry::Total),
+            fault => body_failure(request, fault),
+        })
+    }
+
+    /// Ready with the batch when it is time to send it, unless somebody else does.
+    fn poll_close(&mut self, watchdog: &mut Watchdog, cx: &mut Context<'_>) -> Poll<Batch<Seat>> {
+        while let Some((ticket, closes)) = &mut self.place {
+            ready!(watchdog.poll_until(*closes, cx));
+            match self.batcher.lobby.lock().close(ticket, Instant::now()) {
+                Closing::NotYet(later) => *closes = later,
+                Closing::Due(batch) => {
+                    self.place = None;
+                    return Poll::Ready(batch);
+                }
+                Closing::Gone => self.place = None,
+            }
+        }
+        Poll::Pending
+    }
 }
 
 /// Makes the call of a batch, on behalf of all its requests and none in particular.
@@ -302,9 +333,10 @@ fn send(batch: Batch<Seat>, request: &Request, route: &Arc<Route>, backend: &Arc
         let ended = match &verdict {
             Some(Verdict::Split(_) | Verdict::Same) => Ended::Answered(start.elapsed()),
             Some(Verdict::RetryAlone(cause)) => {
-                let cause = cause.as_str();
-                tracing::debug!(backend = %backend.name, cause, count, "batch not usable");
-                Ended::RetryAlone
+                let reason = cause.as_str();
+                tracing::debug!(backend = %backend.name, reason, count, "batch not usable");
+                // A server that is busy may well take batches.
+                if *cause == Cause::Unavailable { Ended::Failed } else { Ended::RetryAlone }
             }
             None => Ended::Failed,
         };

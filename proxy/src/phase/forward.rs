@@ -13,7 +13,7 @@ use crate::{
     wire::{
         Fields,
         fields::{has_token, tokens},
-        hop::strip_hop_by_hop,
+        hop::{LEFT_POD, strip_hop_by_hop},
     },
 };
 
@@ -133,16 +133,13 @@ pub fn append_via(fields: &mut Fields, version: u8) {
     });
 }
 
-/// Says that a request left the pod of the Outrigger that sent it: whoever gets it serves it or turns it away, so that
-/// two that think each other idle do not pass it to and fro.
-const HOP: &str = "x-outrigger-hop";
 /// Where a scheduler in front names the endpoints it has chosen (Gateway API Inference Extension, endpoint picker
 /// protocol).
 const DESTINATION: &str = "x-gateway-destination-endpoint";
 
 /// Whether the request has left another pod.
 pub fn has_hopped(fields: &Fields) -> bool {
-    fields.contains(HOP)
+    fields.contains(LEFT_POD)
 }
 
 /// Marks a request that leaves the pod, and takes the mark from one that has come to the engine it was sent to. Where
@@ -150,8 +147,8 @@ pub fn has_hopped(fields: &Fields) -> bool {
 /// returned.
 pub fn mark_hop(fields: &mut Fields, place: &Place, marked: bool) -> bool {
     match (place.leaves_pod(), place.is_local(), marked) {
-        (true, _, false) => fields.set(HOP, "1"),
-        (false, true, true) => fields.remove(HOP),
+        (true, _, false) => fields.set(LEFT_POD, "1"),
+        (false, true, true) => fields.remove(LEFT_POD),
         (true, _, true) | (false, true, false) | (false, false, _) => return marked,
     }
     !marked

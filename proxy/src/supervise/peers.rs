@@ -11,6 +11,7 @@ use crate::{
         Reason,
         peers::{Settings, judge},
     },
+    relay::STALL_DOUBT,
     upstream::{Backend, backend::Member},
 };
 
@@ -28,9 +29,7 @@ pub(super) async fn watch(backend: Arc<Backend>) {
         let now = Instant::now();
         let serving: Vec<&Member> =
             members.list.iter().filter(|member| member.is_serving()).collect();
-        for member in serving.iter().filter(|member| member.has_stalled(now)) {
-            backend.eject(member, Reason::Stalled, now, now);
-        }
+        eject_stalled(&backend, &serving, now).await;
         let samples: Vec<_> = serving.iter().map(|member| member.sample(now)).collect();
         for verdict in judge(&samples, &settings) {
             let member = serving[verdict.endpoint];
@@ -49,4 +48,16 @@ pub(super) async fn watch(backend: Arc<Backend>) {
 fn looked_back(settings: &Settings) -> Duration {
     let rate = settings.success_rate.map(|rate| rate.window);
     rate.max(settings.latency.map(|latency| latency.window)).unwrap_or_default()
+}
+
+/// Ejects endpoints that have stopped working, unless it was us: what has come while we were not running is read first.
+async fn eject_stalled(backend: &Backend, serving: &[&Member], now: Instant) {
+    if !serving.iter().any(|member| member.has_stalled(now)) {
+        return;
+    }
+    tokio::time::sleep(STALL_DOUBT).await;
+    let now = Instant::now();
+    for member in serving.iter().filter(|member| member.has_stalled(now)) {
+        backend.eject(member, Reason::Stalled, now, now);
+    }
 }

@@ -75,7 +75,7 @@ async fn scrape(
     let mut upstream =
         connect::fresh(address, protocol, Some(PATIENCE)).await.map_err(|e| text(&e))?;
     let body = Bytes::new();
-    let head = fetch::head(Method::GET, &address.to_string(), &settings.path, &body, "load");
+    let head = fetch::head(Method::GET, endpoint, &settings.path, &body, "load");
     let answer = fetch::ask(&mut upstream, &head, body).await.map_err(|e| text(&e))?;
     if answer.status != 200 {
         return Err(format!("{} answered {}", settings.path, answer.status));

@@ -173,6 +173,7 @@ impl Backend {
         let nearness = self.locality.nearness(found.local, found.zone.as_deref());
         let distance = self.locality.distance(nearness, has_local);
         let leaves_pod = has_local && nearness != Nearness::Local;
+        endpoint.set_leaves_pod(leaves_pod);
         Member { endpoint, passive, nearness, leaves_pod, distance, found: found.clone() }
     }
 

@@ -12,8 +12,9 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::Method;
 
+use crate::endpoint::Endpoint;
 use crate::wire::{
-    BodyLength, Fields, Frame, RequestHead, ResponseHead, Side, Upstream, WireError,
+    BodyLength, Fields, Frame, RequestHead, ResponseHead, Side, Upstream, WireError, hop::LEFT_POD,
 };
 
 /// A whole answer.
@@ -29,12 +30,22 @@ pub struct Fetched {
     pub first_byte: Instant,
 }
 
-/// The head of a request of our own. `purpose` is told in `user-agent`, so that an engine's log shows who asked.
-pub fn head(method: Method, host: &str, target: &str, body: &Bytes, purpose: &str) -> RequestHead {
+/// The head of a request of our own to an endpoint. `purpose` is told in `user-agent`, so that an engine's log shows who
+/// asked. One that leaves the pod says so: the other pod is asked about its own engine, not about ours.
+pub fn head(
+    method: Method,
+    endpoint: &Endpoint,
+    target: &str,
+    body: &Bytes,
+    purpose: &str,
+) -> RequestHead {
     let mut fields = Fields::new();
-    fields.append("host", host);
+    fields.append("host", &endpoint.name);
     let agent = concat!("outrigger/", env!("CARGO_PKG_VERSION"));
     fields.append("user-agent", format!("{agent} ({purpose})"));
+    if endpoint.leaves_pod() {
+        fields.append(LEFT_POD, "1");
+    }
     let mut head = RequestHead::for_target(method, fields, target, 11);
     if !body.is_empty() {
         head.body = BodyLength::Exact(body.len() as u64);

@@ -2,6 +2,10 @@
 
 use super::{Fields, fields::tokens};
 
+/// Says that a request left the pod of the Outrigger that sent it: whoever gets it serves it or turns it away, so that
+/// two that think each other idle do not pass it to and fro.
+pub const LEFT_POD: &str = "x-outrigger-hop";
+
 /// Removes what concerns one connection alone, and what `connection` names besides (RFC 9110, 7.6.1).
 pub fn strip_hop_by_hop(fields: &mut Fields) {
     let named: Vec<Vec<u8>> = fields

@@ -95,8 +95,8 @@ impl Deflate {
     }
 }
 
-/// Whether this is the head of a zlib frame: method 8, and divisible by 31. A bare stream that starts so would be a stored
-/// block with padding that nobody writes.
+/// Whether this is the head of a zlib frame: method 8, and divisible by 31. A bare stream that starts so would be a
+/// stored block with padding that nobody writes.
 fn has_frame([method, flags]: [u8; 2]) -> bool {
     method & 0x0f == 8 && u16::from_be_bytes([method, flags]) % 31 == 0
 }

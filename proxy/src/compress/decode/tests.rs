@@ -233,6 +233,17 @@ fn a_body_that_goes_on_after_its_end_is_refused() {
 }
 
 #[test]
+fn a_body_that_is_something_else_is_refused() {
+    let body = sample::completion(&mut StdRng::seed_from_u64(15), 3000);
+    for coding in ["gzip", "zstd"] {
+        assert_eq!(whole(coding, &body, &WIDE), (Vec::new(), Err(Refused::Corrupt)), "{coding}");
+    }
+    for coding in ["deflate", "br"] {
+        assert!(whole(coding, &body, &WIDE).1.is_err(), "{coding}");
+    }
+}
+
+#[test]
 fn members_and_frames_may_follow_one_another() {
     let rng = &mut StdRng::seed_from_u64(6);
     for coding in ["gzip", "zstd"] {

@@ -41,7 +41,7 @@ impl Stream {
             let before = out.len();
             let taken = self.step(operation, input, out)?;
             input = &input[taken..];
-            // Output of a block that was full may have stood in the way of the flush; only silence says that it is done.
+            // Output of a full block may have stood in the way of the flush; only silence says that it is done.
             if taken == 0 && out.len() == before {
                 return Ok(());
             }

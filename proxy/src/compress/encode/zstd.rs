@@ -1,7 +1,7 @@
 //! Zstandard (RFC 8878), in a window that every client must have (RFC 9659: 8 MiB and less).
 //!
-//! To make a context takes longer than to encode 4 KB with it (14 µs, most of it asking the CPU for its features, which a
-//! virtual machine answers slowly), so that each thread keeps a few that were used. No stream of events gets one: it
+//! To make a context takes longer than to encode 4 KB with it (14 µs, most of it asking the CPU for its features,
+//! which a virtual machine answers slowly), so that each thread keeps a few that were used. No stream of events gets one: it
 //! lives long, should hold no memory that a larger window once took, and does not feel the price.
 
 use std::cell::RefCell;
