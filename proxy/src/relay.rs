@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use packer::Packer;
+pub use packer::Packer;
 pub use progress::Progress;
 pub use upload::{Upload, UploadError};
 
@@ -445,7 +445,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
 
     fn begin_turn(&mut self) {
         if !self.state.tunnel && self.turn.is_none() {
-            let tokens = Cost::of_prompt(self.request.upload.received()).prefill;
+            let tokens = Cost::tokens_of(self.request.upload.received());
             let streams = self.request.upload.asks_for_stream();
             self.turn = self.place.begin_turn(tokens, streams, Instant::now());
         }
@@ -520,6 +520,11 @@ impl<'r, 'c> Exchange<'r, 'c> {
     /// The response is complete: the connection goes back to rest, if it can carry another request.
     pub fn finish(self, backend: &Backend) {
         connect::rest(self.upstream, self.place.endpoint(), &backend.settings);
+    }
+
+    /// What encodes the response, for the last words of one that broke off.
+    pub fn take_packer(&mut self) -> Option<Packer> {
+        self.packer.take()
     }
 
     /// No more is wanted from the endpoint; dropping its connection or stream tells it so.

@@ -12,7 +12,7 @@ use crate::{
     endpoint::Endpoint,
     outcome::Outcome,
     phase::batch::Solo,
-    relay::{Progress, Upload},
+    relay::{Packer, Progress, Upload},
     signal::orca::Format,
     snapshot::{Route, Snapshot, auto_error_format},
     telemetry::metrics::ArmMetrics,
@@ -58,12 +58,16 @@ pub struct Request {
     pub arm: Option<Arc<Backend>>,
     /// A tester picked the arm.
     pub arm_forced: bool,
+    /// The head tells the endpoint where it came from: the last of the chain is our own word.
+    pub origin_told: bool,
     /// The series it counts in: of its arm, its route, or of no route.
     pub metrics: Arc<ArmMetrics>,
     /// The `model` it asks for.
     pub model: Option<String>,
     /// The format in which the client asks for a load report.
     pub report_asked: Option<Format>,
+    /// What encodes its response, once that has broken off.
+    pub packer: Option<Packer>,
     /// It could have shared a call and goes by itself.
     pub solo: Option<Solo>,
     /// The id it came with, or ours.
@@ -134,9 +138,11 @@ impl Request {
             route: None,
             arm: None,
             arm_forced: false,
+            origin_told: false,
             metrics,
             model: None,
             report_asked: None,
+            packer: None,
             solo: None,
             id,
             start: Instant::now(),
@@ -158,12 +164,16 @@ impl Request {
         }
     }
 
-    /// Who asked, as far as the proxies in front are believed.
+    /// Who asked, as far as the proxies in front are believed: each of them added whom it was asked by.
     pub fn client_ip(&self) -> Option<IpAddr> {
         let hops = self.snapshot.config.forwarding.trusted_hops;
-        let mut chain = self.head.fields.get_all("x-forwarded-for").flat_map(tokens);
-        let believed = if hops > 0 { chain.next() } else { None };
-        let believed = believed.and_then(|ip| std::str::from_utf8(ip).ok()?.parse().ok());
+        let own = usize::from(self.origin_told);
+        let believed = || {
+            let chain = || self.head.fields.get_all("x-forwarded-for").flat_map(tokens);
+            let ip = chain().nth(chain().count().saturating_sub(hops + own))?;
+            std::str::from_utf8(ip).ok()?.parse().ok()
+        };
+        let believed = if hops > 0 { believed() } else { None };
         believed.or_else(|| self.peer.client_ip.parse().ok())
     }
 }

@@ -504,6 +504,7 @@ fn broken_off(
     backend: &Backend,
     fault: Fault,
 ) -> Failure {
+    exchange.request.packer = exchange.take_packer();
     let endpoint = exchange.place.endpoint().name.clone();
     let failure = match fault {
         Fault::Upstream(WireError::Invalid(what) | WireError::TooLarge(what)) => {

@@ -89,6 +89,7 @@ fn tell_origin(request: &mut Request) {
     let peer = std::sync::Arc::clone(&request.peer);
     let host = request.head.host().to_owned();
     let version = request.head.version;
+    request.origin_told = true;
     let fields = &mut request.head.fields;
     append_hop(fields, "x-forwarded-for", hops, peer.client_ip.as_bytes());
     let node = match peer.client_ip.contains(':') {

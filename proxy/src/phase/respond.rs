@@ -137,7 +137,7 @@ pub async fn failure(
 /// The response has begun and can not be completed: an event stream says so in its own words, everything ends so
 /// that nobody takes it for complete.
 async fn break_off(
-    request: &Request,
+    request: &mut Request,
     client: &mut Downstream<'_>,
     watchdog: &mut Watchdog,
     failure: &Failure,
@@ -145,7 +145,12 @@ async fn break_off(
     if client.head_sent() && request.progress.is_event_stream() {
         let (_, body) =
             error_body(ErrorFormat::OpenAi, failure.outcome, &failure.detail, &request.id);
-        client.send(Frame::Data(Bytes::from(format!("\n\ndata: {body}\n\n"))));
+        let event = format!("\n\ndata: {body}\n\n");
+        match request.packer.take() {
+            // Without memory to encode it there are no last words.
+            Some(packer) => _ = packer.last_words(event.as_bytes(), client),
+            None => client.send(Frame::Data(Bytes::from(event))),
+        }
         client.end_events();
     }
     let next = Next::never().or(Some(Instant::now() + LAST_WORDS), Expiry::ClientRead);

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Encodes what is passed on, and counts what that saves.
-pub(super) struct Packer {
+pub struct Packer {
     encoder: Encoder,
     /// Something was encoded that the client can not decode yet.
     pending: bool,
@@ -23,7 +23,11 @@ impl Packer {
         Packer { encoder, pending: false, metrics }
     }
 
-    pub(super) fn data(&mut self, data: &[u8], client: &mut Downstream<'_>) -> Result<(), Broken> {
+    /// Encodes the next piece and sends what comes of it.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn data(&mut self, data: &[u8], client: &mut Downstream<'_>) -> Result<(), Broken> {
         let mut out = Vec::new();
         self.encoder.feed(data, &mut out, false)?;
         self.pending = true;
@@ -33,7 +37,10 @@ impl Packer {
     }
 
     /// The client gets all that there is.
-    pub(super) fn flush(&mut self, client: &mut Downstream<'_>) -> Result<(), Broken> {
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn flush(&mut self, client: &mut Downstream<'_>) -> Result<(), Broken> {
         if std::mem::take(&mut self.pending) {
             let mut out = Vec::new();
             self.encoder.feed(&[], &mut out, true)?;
@@ -42,7 +49,11 @@ impl Packer {
         Ok(())
     }
 
-    pub(super) fn end(self, client: &mut Downstream<'_>) -> Result<(), Broken> {
+    /// Ends the coding; the end of the body is for the caller to send.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn end(self, client: &mut Downstream<'_>) -> Result<(), Broken> {
         let mut out = Vec::new();
         self.encoder.finish(&mut out)?;
         self.metrics.compressed_out.add(out.len() as u64);
@@ -50,6 +61,19 @@ impl Packer {
             client.send(Frame::Data(Bytes::from(out)));
         }
         Ok(())
+    }
+
+    /// The last event of a stream that broke off: on HTTP/2 the coding ends with it, on HTTP/1.1 it is as incomplete as the
+    /// stream.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn last_words(mut self, event: &[u8], client: &mut Downstream<'_>) -> Result<(), Broken> {
+        self.data(event, client)?;
+        match client {
+            Downstream::H1(_) => self.flush(client),
+            Downstream::H2(_) => self.end(client),
+        }
     }
 
     fn send(&self, out: Vec<u8>, client: &mut Downstream<'_>) {
