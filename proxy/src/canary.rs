@@ -50,6 +50,7 @@ impl Canary {
         };
         let steps = guard.steps.as_ref();
         let first = steps.and_then(|steps| steps.weights.first().copied());
+        canary.metrics.rolled_back.set(0);
         canary.tell_weight(first.map_or_else(|| percent(&canary.weights, guard.arm), i64::from));
         canary
     }
@@ -93,17 +94,10 @@ impl Canary {
         let (route, arm) = (&self.route, &self.settings.arm_name);
         let share = match verdict {
             Verdict::RolledBack(finding) => {
-                self.metrics.rolled_back.set(1);
-                self.metrics.decided(match finding.measure {
-                    Measure::Errors => CanaryVerdict::Errors,
-                    Measure::FirstByte => CanaryVerdict::FirstByte,
-                    Measure::Gap => CanaryVerdict::Gap,
-                });
                 tracing::error!(route, arm, %finding, "canary taken out");
                 0
             }
             Verdict::Stepped { from, to } => {
-                self.metrics.decided(CanaryVerdict::Stepped);
                 tracing::info!(route, arm, from, to, "canary gets more of the traffic, in percent");
                 *to
             }
@@ -113,6 +107,23 @@ impl Canary {
             // Nothing but the canary has a weight.
             Err(error) => tracing::error!(route, arm, %error, "the weights stay as they are"),
         }
+        self.tell(verdict);
+    }
+
+    /// After the weights: who sees that it was taken out is not to see that it has traffic.
+    fn tell(&self, verdict: &Verdict) {
+        let verdict = match verdict {
+            Verdict::Stepped { .. } => CanaryVerdict::Stepped,
+            Verdict::RolledBack(finding) => {
+                self.metrics.rolled_back.set(1);
+                match finding.measure {
+                    Measure::Errors => CanaryVerdict::Errors,
+                    Measure::FirstByte => CanaryVerdict::FirstByte,
+                    Measure::Gap => CanaryVerdict::Gap,
+                }
+            }
+        };
+        self.metrics.decided(verdict);
     }
 
     fn tell_weight(&self, percent: i64) {

@@ -72,6 +72,8 @@ pub enum Action {
 pub struct Split {
     /// In file order.
     pub arms: Vec<Arm>,
+    /// The place of the arm that has a guard.
+    guarded: Option<usize>,
     /// By which weights; a canary's guard may put others in their place. Handed to the next configuration.
     dealing: Arc<ArcSwap<Dealing>>,
 }
@@ -80,7 +82,21 @@ pub struct Split {
 struct Dealing {
     weights: Vec<u32>,
     schedule: Schedule,
-    sticky: split::Sticky,
+    sticky: Keys,
+}
+
+/// The arms of keys.
+enum Keys {
+    /// Each its stretch of one space.
+    Side(split::Sticky),
+    /// Where one arm is guarded: it has its share of all keys, the others share the keys by weights of their own, so
+    /// that a key of theirs never goes to another of them, whatever becomes of the guarded arm.
+    Apart {
+        guarded: usize,
+        /// The others together, then the guarded arm.
+        share: split::Sticky,
+        others: split::Sticky,
+    },
 }
 
 /// One arm.
@@ -194,10 +210,17 @@ impl Route {
             }
         };
         let guard = settings.guard.as_ref();
+        if let (None, Some(gone)) = (guard, old.and_then(|old| old.settings.guard.as_ref())) {
+            metrics.forget_canary(&settings.name, &gone.arm_name);
+        }
         let canary = guard.map(|guard| canary(guard, settings, old, metrics));
         let mirror = settings.mirror.as_ref().map(|mirror| {
-            let metrics = metrics.mirror(&settings.name, &mirror.name);
-            Arc::new(Mirror::new(mirror.clone(), Arc::clone(&backends[mirror.backend]), metrics))
+            let backend = &backends[mirror.backend];
+            let same =
+                old.and_then(|old| old.mirror.as_ref()).filter(|m| m.is_same(mirror, backend));
+            let metrics = || metrics.mirror(&settings.name, &mirror.name);
+            let new = || Arc::new(Mirror::new(mirror.clone(), Arc::clone(backend), metrics()));
+            same.map_or_else(new, Arc::clone)
         });
         let batcher = settings.batch.as_ref().map(|batch| {
             let same = old.filter(|old| old.settings.batch == settings.batch);
@@ -247,15 +270,16 @@ impl Split {
         metrics: &Metrics,
     ) -> Result<Self, ScheduleError> {
         let weights = canary::initial_weights(route.guard.as_ref(), arms);
+        let guarded = route.guard.as_ref().map(|guard| guard.arm);
         let dealing = match before {
             Some(before) => Arc::clone(&before.dealing),
-            None => Arc::new(ArcSwap::from_pointee(Dealing::new(weights)?)),
+            None => Arc::new(ArcSwap::from_pointee(Dealing::new(weights, guarded)?)),
         };
         let arm = |arm: &config::Arm| Arm {
             backend: Arc::clone(&backends[arm.backend]),
             metrics: metrics.arm(&route.name, &arm.name),
         };
-        Ok(Split { arms: arms.iter().map(arm).collect(), dealing })
+        Ok(Split { arms: arms.iter().map(arm).collect(), guarded, dealing })
     }
 
     /// The arm whose turn it is.
@@ -278,7 +302,7 @@ impl Split {
     /// # Errors
     /// Weights that make no schedule; the old ones stay.
     pub fn deal_by(&self, weights: Vec<u32>) -> Result<(), ScheduleError> {
-        self.dealing.store(Arc::new(Dealing::new(weights)?));
+        self.dealing.store(Arc::new(Dealing::new(weights, self.guarded)?));
         Ok(())
     }
 
@@ -289,9 +313,35 @@ impl Split {
 }
 
 impl Dealing {
-    fn new(weights: Vec<u32>) -> Result<Self, ScheduleError> {
-        let (schedule, sticky) = (Schedule::fitted(&weights)?, split::Sticky::new(&weights)?);
+    fn new(weights: Vec<u32>, guarded: Option<usize>) -> Result<Self, ScheduleError> {
+        let (schedule, sticky) = (Schedule::fitted(&weights)?, Keys::new(&weights, guarded)?);
         Ok(Dealing { weights, schedule, sticky })
+    }
+}
+
+impl Keys {
+    fn new(weights: &[u32], guarded: Option<usize>) -> Result<Self, ScheduleError> {
+        let Some(guarded) = guarded else { return split::Sticky::new(weights).map(Keys::Side) };
+        let mut others = weights.to_vec();
+        let own = std::mem::take(&mut others[guarded]);
+        let rest = others.iter().sum();
+        match split::Sticky::new(&others) {
+            Ok(others) => {
+                Ok(Keys::Apart { guarded, share: split::Sticky::new(&[rest, own])?, others })
+            }
+            // Nothing but the guarded arm has a weight.
+            Err(_) => split::Sticky::new(weights).map(Keys::Side),
+        }
+    }
+
+    fn arm(&self, key: &[u8]) -> usize {
+        match self {
+            Keys::Side(sticky) => sticky.arm(key),
+            Keys::Apart { guarded, share, others } => match share.arm_apart(key) {
+                0 => others.arm(key),
+                _ => *guarded,
+            },
+        }
     }
 }
 

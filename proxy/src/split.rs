@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::{error, fmt};
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The longest period, in picks, that a [`Schedule`] may have: 200 kB of memory, two bytes a pick.
 ///
@@ -259,6 +259,14 @@ impl Sticky {
     /// The arm of `key`. Any bytes are a key, the empty string too.
     pub fn arm(&self, key: &[u8]) -> usize {
         let point = scale(xxh3_64(key), self.total);
+        self.cumulative.partition_point(|&end| end <= point)
+    }
+}
+
+impl Sticky {
+    /// The arm of `key` by another hash, so that it says nothing of what [`Sticky::arm`] of another one says.
+    pub fn arm_apart(&self, key: &[u8]) -> usize {
+        let point = scale(xxh3_64_with_seed(key, 1), self.total);
         self.cumulative.partition_point(|&end| end <= point)
     }
 }

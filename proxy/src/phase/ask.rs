@@ -45,8 +45,12 @@ pub async fn ask(
             .await?;
         prefix = prefix_of(request.upload.kept(), bytes);
     }
-    let key = balance.key.as_ref().and_then(|key| key_of(request, key));
-    Ok(Ask { cost: cost(request), key, prefix })
+    Ok(Ask { cost: cost(request), key: key(request, backend), prefix })
+}
+
+/// What ties the request to an endpoint, where the backend looks at such a thing.
+pub fn key(request: &Request, backend: &Backend) -> Option<u64> {
+    backend.settings.balance.key.as_ref().and_then(|key| key_of(request, key))
 }
 
 /// Whether there is anything to compare: shorter prompts are not.

@@ -5,16 +5,18 @@
 //! goes wrong with it ends the batch and not the requests: each of them then goes its own way as if there were no
 //! batching, with all attempts that the route allows. A request that finds no mate goes its own way from the start.
 
+mod call;
+
 use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_config::validated as config;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -26,31 +28,18 @@ use super::{
     route::{body_failure, read_body_while},
 };
 use crate::{
-    balance::{self, Cost},
-    batch::{
-        Api, Ask, Batch, Call, Cause, Closing, Ended, Key, Lobby, Ticket, Turn, Verdict, Window,
-        merge, split,
-    },
+    batch::{Api, Ask, Batch, Call, Closing, Ended, Key, Lobby, Ticket, Turn, Window},
     deadline::{Expiry, Watchdog},
     endpoint::Endpoint,
-    gateway,
     outcome::Outcome,
-    outlier,
-    relay::{Fault, Upload},
+    relay::{Fault, Upload, load_report},
     request::{Failure, Request},
     snapshot::Route,
     telemetry::metrics::{BatchMetrics, Batched},
-    upstream::{
-        Backend,
-        backend::{Choice, Place, Wanted},
-        connect::{Reuse, connect, rest},
-        fetch::{Fetched, fetch},
-    },
-    wire::{BodyLength, Downstream, Fields, RequestHead, ResponseHead},
+    upstream::Backend,
+    wire::{BodyLength, Downstream, Fields, ResponseHead},
 };
-
-/// The most that the answer to a batch may have.
-const MAX_ANSWER: usize = 256 << 20;
+use call::send;
 
 /// The micro-batching of one route.
 pub struct Batcher {
@@ -141,7 +130,9 @@ pub async fn serve(
     let mut waiting = Waiting::enter(batcher, ask, request, route, backend);
     loop {
         match waiting.woken(request, client, watchdog).await? {
-            Woken::Part(part) => return deliver(part, request, client, watchdog, route).await,
+            Woken::Part(part) => {
+                return deliver(part, request, client, watchdog, route, backend).await;
+            }
             Woken::Due(batch) if batch.items.len() == 1 => {
                 return Ok(Way::Alone(Some(Solo::new(batcher, batch))));
             }
@@ -316,144 +307,6 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Makes the call of a batch, on behalf of all its requests and none in particular.
-fn send(batch: Batch<Seat>, request: &Request, route: &Arc<Route>, backend: &Arc<Backend>) {
-    let Some(batcher) = route.batcher.clone() else { return };
-    let (head, route, backend) = (request.head.clone(), Arc::clone(route), Arc::clone(backend));
-    tokio::spawn(async move {
-        let start = Instant::now();
-        let (seats, batch_call) = (batch.items, batch.call);
-        let Some(merged) = merge(seats.iter().map(|seat| &seat.ask)) else { return };
-        let count = seats.len() as u64;
-        let answer = call(&head, merged.body, &route, &backend).await;
-        let verdict = answer.as_ref().ok().map(|(answer, _)| {
-            let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
-            split(&merged.plan, status, &answer.body)
-        });
-        let ended = match &verdict {
-            Some(Verdict::Split(_) | Verdict::Same) => Ended::Answered(start.elapsed()),
-            Some(Verdict::RetryAlone(cause)) => {
-                let reason = cause.as_str();
-                tracing::debug!(backend = %backend.name, reason, count, "batch not usable");
-                // A server that is busy may well take batches.
-                if *cause == Cause::Unavailable { Ended::Failed } else { Ended::RetryAlone }
-            }
-            None => Ended::Failed,
-        };
-        batcher.lobby.lock().finished(batch_call, ended, Instant::now());
-        let together = matches!(ended, Ended::Answered(_));
-        batcher
-            .metrics
-            .counted(if together { Batched::Together } else { Batched::SentAgain }, count);
-        batcher.metrics.batches.inc();
-        if let (Ok((answer, endpoint)), Some(verdict)) = (answer, verdict) {
-            deal_out(seats, &answer, &endpoint, verdict);
-        }
-    });
-}
-
-/// Gives each request its part. A seat that is dropped instead goes by itself.
-fn deal_out(seats: Vec<Seat>, answer: &Fetched, endpoint: &Arc<Endpoint>, verdict: Verdict) {
-    let part = |body: Bytes| Part {
-        status: answer.status,
-        fields: answer.fields.clone(),
-        body,
-        endpoint: Arc::clone(endpoint),
-    };
-    match verdict {
-        Verdict::Split(bodies) => {
-            for (seat, body) in seats.into_iter().zip(bodies) {
-                // Its client may be gone.
-                let _ = seat.answer.send(part(body));
-            }
-        }
-        Verdict::Same => {
-            for seat in seats {
-                let _ = seat.answer.send(part(answer.body.clone()));
-            }
-        }
-        Verdict::RetryAlone(_) => {}
-    }
-}
-
-/// One attempt; nothing is tried again, since every request has attempts of its own.
-async fn call(
-    head: &RequestHead,
-    body: Bytes,
-    route: &Route,
-    backend: &Backend,
-) -> Result<(Fetched, Arc<Endpoint>), Outcome> {
-    let start = Instant::now();
-    let ask = balance::Ask { cost: Cost::of_prompt(body.len() as u64), ..Default::default() };
-    let wanted = Wanted { ask: &ask, tried: &[], destinations: &[], hopped: false };
-    let Choice::Taken(mut place) = backend.choose(wanted, start, &mut gateway::rng()) else {
-        return Err(Outcome::NoEndpoint);
-    };
-    let endpoint = Arc::clone(place.endpoint());
-    let mut head = head.clone();
-    // The answer is to be read here.
-    head.fields.remove("accept-encoding");
-    head.fields.remove("content-length");
-    head.body = BodyLength::Exact(body.len() as u64);
-    let limit = route.settings.deadline.first_byte;
-    let made = bounded(limit, exchange(&endpoint, &head, body, route, backend)).await;
-    match made {
-        Ok(answer) => {
-            let good = (200..300).contains(&answer.status);
-            let after = good.then(|| answer.first_byte.saturating_duration_since(start));
-            endpoint.announce(place.first_byte(after, answer.first_byte));
-            endpoint.metrics.ended(Outcome::of_upstream_status(answer.status));
-            judge(&mut place, backend, answer.status);
-            Ok((answer, endpoint))
-        }
-        Err((outcome, failure)) => {
-            endpoint.metrics.ended(outcome);
-            endpoint.announce(place.failed(failure, backend, Instant::now()));
-            Err(outcome)
-        }
-    }
-}
-
-fn judge(place: &mut Place, backend: &Backend, status: u16) {
-    let now = Instant::now();
-    let transition = match status {
-        500 | 502 | 504 => place.failed(outlier::Failure::ServerError, backend, now),
-        _ => place.succeeded(now),
-    };
-    place.endpoint().announce(transition);
-}
-
-type Missed = (Outcome, outlier::Failure);
-
-async fn exchange(
-    endpoint: &Endpoint,
-    head: &RequestHead,
-    body: Bytes,
-    route: &Route,
-    backend: &Backend,
-) -> Result<Fetched, Missed> {
-    let (protocol, limit) = (backend.settings.protocol, route.settings.deadline.connect);
-    let (mut upstream, how) = connect(endpoint, protocol, Reuse::Allowed, limit)
-        .await
-        .map_err(|_| (Outcome::ConnectFailed, outlier::Failure::ConnectRefused))?;
-    backend.metrics.connection(how);
-    let reset = |_| (Outcome::UpstreamReset, outlier::Failure::Reset);
-    let answer = fetch(&mut upstream, head, body, MAX_ANSWER).await.map_err(reset)?;
-    rest(upstream, endpoint, &backend.settings);
-    Ok(answer)
-}
-
-async fn bounded<T>(
-    limit: Option<Duration>,
-    work: impl Future<Output = Result<T, Missed>>,
-) -> Result<T, Missed> {
-    let late = (Outcome::FirstByteTimeout, outlier::Failure::FirstByteTimeout);
-    match limit {
-        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or(Err(late)),
-        None => work.await,
-    }
-}
-
 /// Answers with a part.
 async fn deliver(
     part: Part,
@@ -461,12 +314,18 @@ async fn deliver(
     client: &mut Downstream<'_>,
     watchdog: &mut Watchdog,
     route: &Route,
+    backend: &Backend,
 ) -> Result<Way, Failure> {
     let mut head = ResponseHead::new(part.status);
     head.fields = part.fields;
+    if head.fields.contains("x-request-id") {
+        head.fields.set("x-request-id", &request.id);
+    }
     request.trail.attempts = 1;
-    request.trail.endpoint = Some(part.endpoint);
+    request.trail.endpoint = Some(Arc::clone(&part.endpoint));
     respond::prepare(&mut head, request, route);
-    respond::whole(request, client, watchdog, head, part.body).await?;
+    let signals = &backend.settings.signals;
+    load_report::answer(&mut head.fields, request, route, signals, &part.endpoint);
+    respond::whole(request, client, watchdog, route, head, part.body).await?;
     Ok(Way::Answered(Outcome::of_upstream_status(part.status)))
 }

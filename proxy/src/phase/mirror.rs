@@ -30,6 +30,8 @@ use crate::{
     wire::{BodyLength, RequestHead, hop::strip_hop_by_hop},
 };
 
+/// Says that a request is a copy.
+const MIRRORED: &str = "x-outrigger-mirrored";
 /// The most that the answer to a copy may have.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -68,9 +70,16 @@ impl Mirror {
         Mirror { settings, backend, metrics, in_flight: AtomicUsize::new(0) }
     }
 
-    /// How many bytes of this request's body to keep for its copy; `None` when it is not drawn.
-    pub fn draw(&self, rng: &mut impl Rng) -> Option<u64> {
-        rng.random_bool(self.settings.share).then_some(self.settings.body)
+    /// How many bytes of this request's body to keep for its copy; `None` when it is not drawn. What is a copy itself is
+    /// not copied again: two that mirror to each other would do so for ever.
+    pub fn draw(&self, head: &RequestHead, rng: &mut impl Rng) -> Option<u64> {
+        let drawn = rng.random_bool(self.settings.share) && !head.fields.contains(MIRRORED);
+        drawn.then_some(self.settings.body)
+    }
+
+    /// Whether this is what copies to `backend` under these settings.
+    pub fn is_same(&self, settings: &config::Mirror, backend: &Arc<Backend>) -> bool {
+        self.settings == *settings && Arc::ptr_eq(&self.backend, backend)
     }
 
     fn ticket(self: &Arc<Self>) -> Option<Ticket> {
@@ -141,7 +150,7 @@ fn copied_head(request: &Request, body: &[Bytes]) -> RequestHead {
     strip_hop_by_hop(&mut head.fields);
     head.fields.remove("content-length");
     head.fields.remove("te");
-    head.fields.set("x-outrigger-mirrored", "1");
+    head.fields.set(MIRRORED, "1");
     let length: usize = body.iter().map(Bytes::len).sum();
     head.body = if length == 0 { BodyLength::Empty } else { BodyLength::Exact(length as u64) };
     head

@@ -171,14 +171,27 @@ pub async fn whole(
     request: &mut Request,
     client: &mut Downstream<'_>,
     watchdog: &mut Watchdog,
-    head: ResponseHead,
+    route: &Route,
+    mut head: ResponseHead,
     body: Bytes,
 ) -> Result<(), Failure> {
     let kind = Kind::of(head.fields.get("content-type"), head.fields.get("content-encoding"));
     let gaps = request.metrics.gaps();
     request.progress.begin(kind, gaps);
     request.progress.data(&body, Instant::now());
+    head.body = BodyLength::Exact(body.len() as u64);
+    let body = match pack(&mut head, request, route) {
+        Some(encoder) => encoded(encoder, &body).unwrap_or(body),
+        None => body,
+    };
     deliver(request, client, watchdog, head, body).await
+}
+
+fn encoded(mut encoder: Encoder, body: &[u8]) -> Option<Bytes> {
+    let mut out = Vec::new();
+    encoder.feed(body, &mut out, false).ok()?;
+    encoder.finish(&mut out).ok()?;
+    Some(out.into())
 }
 
 /// Sends a whole response of our own.

@@ -16,6 +16,7 @@ use crate::{
     compress::{Decoder, Refused},
     deadline::{Expiry, Next, Watchdog},
     outcome::Outcome,
+    phase::mirror::Mirror,
     relay::{Fault, Upload},
     request::{Failure, Request},
     scan::{Progress, Scanner, Value},
@@ -204,7 +205,8 @@ fn enter(request: &mut Request, route: &Arc<Route>) {
     if let Some(model) = &route.settings.rewrite.model {
         rewrite_model(request, model);
     }
-    if let Some(bytes) = route.mirror.as_ref().and_then(|mirror| mirror.draw(&mut rand::rng())) {
+    let draw = |mirror: &Arc<Mirror>| mirror.draw(&request.head, &mut rand::rng());
+    if let Some(bytes) = route.mirror.as_ref().and_then(draw) {
         request.upload.copy(bytes);
     }
 }

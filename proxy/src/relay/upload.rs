@@ -307,7 +307,7 @@ impl Upload {
     pub fn become_tunnel(&mut self) {
         self.commit();
         (self.ended, self.end_sent, self.limit) = (false, false, u64::MAX);
-        self.unpacking = None;
+        (self.unpacking, self.copy) = (None, None);
     }
 
     /// Moves as much as both sides take; ready when all of it has been queued to the endpoint.

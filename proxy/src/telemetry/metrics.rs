@@ -433,6 +433,11 @@ impl Metrics {
         self.inner.canaries.get([route, arm], |_| CanaryMetrics::default())
     }
 
+    /// Removes the series of an arm that is not guarded any more.
+    pub fn forget_canary(&self, route: &str, arm: &str) {
+        self.inner.canaries.forget([route, arm]);
+    }
+
     /// The handle of the micro-batching of a route.
     #[must_use]
     pub fn batches(&self, route: &str) -> Arc<BatchMetrics> {

@@ -1,0 +1,212 @@
+//! The one call that a batch makes, on behalf of all its requests and none in particular.
+//!
+//! It goes where any of them would have gone alone: they have the same headers, and what the headers say of the way
+//! holds for the batch. Nothing is tried again, since every request has attempts of its own.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::{Batched, Part, Seat};
+use crate::{
+    balance::{self, Cost},
+    batch::{Batch, Cause, Ended, Verdict, merge, split},
+    endpoint::Endpoint,
+    gateway,
+    outcome::Outcome,
+    outlier,
+    phase::{ask::key, forward},
+    relay::load_report,
+    request::Request,
+    snapshot::Route,
+    upstream::{
+        Backend,
+        backend::{Choice, Place, Wanted},
+        connect::{Reuse, connect, rest},
+        fetch::{Fetched, fetch},
+    },
+    wire::{BodyLength, RequestHead},
+};
+
+/// The most that the answer to a batch may have.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// What a call needs of the request that happens to make it.
+struct Errand {
+    head: RequestHead,
+    key: Option<u64>,
+    destinations: Vec<SocketAddr>,
+    hopped: bool,
+    route: Arc<Route>,
+    backend: Arc<Backend>,
+}
+
+/// Sends a batch. One that is a single request is none: it is left to go by itself.
+pub(super) fn send(
+    batch: Batch<Seat>,
+    request: &Request,
+    route: &Arc<Route>,
+    backend: &Arc<Backend>,
+) {
+    let Some(batcher) = route.batcher.clone() else { return };
+    if batch.items.len() == 1 {
+        batcher.metrics.counted(Batched::Alone, 1);
+        return batcher.lobby.lock().finished(batch.call, Ended::Failed, Instant::now());
+    }
+    let errand = Errand {
+        head: request.head.clone(),
+        key: key(request, backend),
+        destinations: forward::destinations(&request.head.fields, backend),
+        hopped: forward::has_hopped(&request.head.fields),
+        route: Arc::clone(route),
+        backend: Arc::clone(backend),
+    };
+    tokio::spawn(async move {
+        let start = Instant::now();
+        let (seats, call) = (batch.items, batch.call);
+        let Some(merged) = merge(seats.iter().map(|seat| &seat.ask)) else { return };
+        let answer = errand.run(merged.body).await;
+        let verdict = answer.as_ref().ok().map(|(answer, _)| {
+            let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+            split(&merged.plan, status, &answer.body)
+        });
+        let ended = ended(verdict.as_ref(), start);
+        batcher.lobby.lock().finished(call, ended, Instant::now());
+        let together = matches!(ended, Ended::Answered(_));
+        let how = if together { Batched::Together } else { Batched::SentAgain };
+        batcher.metrics.counted(how, seats.len() as u64);
+        batcher.metrics.batches.inc();
+        if let (Ok((answer, endpoint)), Some(verdict)) = (answer, verdict) {
+            deal_out(seats, &answer, &endpoint, verdict);
+        }
+    });
+}
+
+fn ended(verdict: Option<&Verdict>, start: Instant) -> Ended {
+    match verdict {
+        Some(Verdict::Split(_) | Verdict::Same) => Ended::Answered(start.elapsed()),
+        // A server that is busy may well take batches.
+        Some(Verdict::RetryAlone(Cause::Unavailable)) | None => Ended::Failed,
+        Some(Verdict::RetryAlone(cause)) => {
+            tracing::debug!(reason = cause.as_str(), "batch not usable");
+            Ended::RetryAlone
+        }
+    }
+}
+
+/// Gives each request its part. A seat that is dropped instead goes by itself.
+fn deal_out(seats: Vec<Seat>, answer: &Fetched, endpoint: &Arc<Endpoint>, verdict: Verdict) {
+    let mut fields = answer.fields.clone();
+    // It is of one of them and nobody knows whose.
+    fields.remove("set-cookie");
+    let part = |body: Bytes| Part {
+        status: answer.status,
+        fields: fields.clone(),
+        body,
+        endpoint: Arc::clone(endpoint),
+    };
+    match verdict {
+        Verdict::Split(bodies) => {
+            for (seat, body) in seats.into_iter().zip(bodies) {
+                // Its client may be gone.
+                let _ = seat.answer.send(part(body));
+            }
+        }
+        Verdict::Same => {
+            for seat in seats {
+                let _ = seat.answer.send(part(answer.body.clone()));
+            }
+        }
+        Verdict::RetryAlone(_) => {}
+    }
+}
+
+impl Errand {
+    async fn run(&self, body: Bytes) -> Result<(Fetched, Arc<Endpoint>), Outcome> {
+        let start = Instant::now();
+        let cost = Cost::of_prompt(body.len() as u64);
+        let ask = balance::Ask { cost, key: self.key, ..Default::default() };
+        let (destinations, hopped) = (&*self.destinations, self.hopped);
+        let wanted = Wanted { ask: &ask, tried: &[], destinations, hopped };
+        let chosen = self.backend.choose(wanted, start, &mut gateway::rng());
+        let Choice::Taken(mut place) = chosen else { return Err(Outcome::NoEndpoint) };
+        let endpoint = Arc::clone(place.endpoint());
+        let head = self.head_to(&place, body.len());
+        let limit = self.route.settings.deadline.first_byte;
+        match bounded(limit, self.exchange(&endpoint, &head, body)).await {
+            Ok(answer) => {
+                let good = (200..300).contains(&answer.status);
+                let after = good.then(|| answer.first_byte.saturating_duration_since(start));
+                endpoint.announce(place.first_byte(after, answer.first_byte));
+                endpoint.metrics.ended(Outcome::of_upstream_status(answer.status));
+                judge(&mut place, &self.backend, answer.status);
+                Ok((answer, endpoint))
+            }
+            Err((outcome, failure)) => {
+                endpoint.metrics.ended(outcome);
+                endpoint.announce(place.failed(failure, &self.backend, Instant::now()));
+                Err(outcome)
+            }
+        }
+    }
+
+    fn head_to(&self, place: &Place, length: usize) -> RequestHead {
+        let mut head = self.head.clone();
+        // The answer is to be read here.
+        head.fields.remove("accept-encoding");
+        head.fields.remove("content-length");
+        head.body = BodyLength::Exact(length as u64);
+        load_report::ask(&mut head.fields, &self.backend.settings.signals);
+        forward::mark_hop(&mut head.fields, place, self.hopped);
+        head
+    }
+
+    async fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        head: &RequestHead,
+        body: Bytes,
+    ) -> Result<Fetched, Missed> {
+        let settings = &self.backend.settings;
+        let limit = self.route.settings.deadline.connect;
+        let (mut upstream, how) = connect(endpoint, settings.protocol, Reuse::Allowed, limit)
+            .await
+            .map_err(|_| (Outcome::ConnectFailed, outlier::Failure::ConnectRefused))?;
+        self.backend.metrics.connection(how);
+        let reset = |_| (Outcome::UpstreamReset, outlier::Failure::Reset);
+        let answer = fetch(&mut upstream, head, body, MAX_ANSWER).await.map_err(reset)?;
+        rest(upstream, endpoint, settings);
+        if settings.signals.orca {
+            load_report::learn(&answer.fields, endpoint);
+        }
+        Ok(answer)
+    }
+}
+
+fn judge(place: &mut Place, backend: &Backend, status: u16) {
+    let now = Instant::now();
+    let transition = match status {
+        500 | 502 | 504 => place.failed(outlier::Failure::ServerError, backend, now),
+        _ => place.succeeded(now),
+    };
+    place.endpoint().announce(transition);
+}
+
+type Missed = (Outcome, outlier::Failure);
+
+async fn bounded<T>(
+    limit: Option<Duration>,
+    work: impl Future<Output = Result<T, Missed>>,
+) -> Result<T, Missed> {
+    let late = (Outcome::FirstByteTimeout, outlier::Failure::FirstByteTimeout);
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or(Err(late)),
+        None => work.await,
+    }
+}
