@@ -222,6 +222,26 @@ impl Policy {
         }
     }
 
+    /// What this request costs endpoint `i`: what of its prompt is cached there is not computed. To
+    /// be counted in there ([`Facts::enter`]), and asked for before it is [`sent`](Self::sent).
+    pub fn cost(&self, candidates: &impl Candidates, i: usize) -> Cost {
+        let ask = candidates.ask();
+        match &self.0 {
+            Inner::LeastLoad(affinity) | Inner::PrefixAffinity(affinity) => {
+                let named = affinity.of_prompt(&ask.prefix, candidates);
+                ask.cost.with_cached(named.bytes(i) as u64)
+            }
+            Inner::LeastConnection
+            | Inner::PowerOfTwo
+            | Inner::PeakEwma
+            | Inner::LeastTime
+            | Inner::Prequal
+            | Inner::ConsistentHash(_)
+            | Inner::SessionAffinity(_)
+            | Inner::RoundRobin(_) => ask.cost,
+        }
+    }
+
     /// The request is on its way to `endpoint`: what of it is to be remembered.
     pub fn sent(&self, ask: &Ask, endpoint: &Facts, now: Instant) {
         match &self.0 {

@@ -12,7 +12,7 @@ use super::{Candidates, Facts};
 const PROMPT: Duration = Duration::from_secs(600);
 
 /// At how many endpoints a prompt is remembered: a popular one is cached at several.
-const COPIES: usize = 3;
+const COPIES: usize = 4;
 
 /// For how long a session stays where it was.
 const SESSION: Duration = Duration::from_secs(3_600);
@@ -106,6 +106,12 @@ impl Named {
     /// How many bytes of the prompt endpoint `i` has computed.
     pub(super) fn bytes(&self, i: usize) -> usize {
         self.known().iter().find(|known| known.0 == i).map_or(0, |known| known.1)
+    }
+
+    /// How many endpoints have computed as much of the prompt as endpoint `i`; at least 1.
+    pub(super) fn holders(&self, i: usize) -> usize {
+        let bytes = self.bytes(i);
+        self.known().iter().filter(|known| known.1 >= bytes).count().max(1)
     }
 
     fn known(&self) -> &[(usize, usize)] {

@@ -223,7 +223,11 @@ mod tests {
             let mut rng = SmallRng::seed_from_u64(4);
             let home = policy.pick(&fleet, &mut rng).unwrap();
             fleet.load(home, 400);
-            assert_eq!(policy.pick(&fleet, &mut rng), Some(home), "{table:?}: less than two requests");
+            assert_eq!(
+                policy.pick(&fleet, &mut rng),
+                Some(home),
+                "{table:?}: less than two requests"
+            );
             fleet.load(home, 600);
             let next = policy.pick(&fleet, &mut rng).unwrap();
             assert_ne!(home, next, "{table:?}");

@@ -268,11 +268,11 @@ impl Peers {
     /// The most that one sample says, as a logarithm: eight times slower or faster.
     const LIMIT: f64 = 2.08;
 
-    /// The work before any first byte: a step of the engine, in prompt tokens.
-    const STEP: f64 = 200.0;
+    /// The work before any first byte: a step of the engine takes as long as 200 prompt tokens.
+    const STEP: f64 = 200.0 * Cost::TOKEN as f64;
 
-    /// What each request in flight adds to it.
-    const PER_REQUEST: f64 = 5.0;
+    /// What each request in flight adds to it: five tokens.
+    const PER_REQUEST: f64 = 5.0 * Cost::TOKEN as f64;
 
     /// Adds a first byte and says how much longer it took than is usual, as a logarithm.
     fn compare(&self, standing: Standing, after: f64, now: Stamp) -> f64 {
@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn a_request_finds_itself_and_those_before_it() {
         let facts = Facts::new(1, Instant::now());
-        let found = facts.enter(Cost::of_prompt(2_000));
+        let found = facts.enter(Cost::of_prompt(80));
         assert_eq!(found, Standing { work: 1_500, in_flight: 1, prompt: 500 });
         assert_eq!(facts.enter(Cost::default()), standing(2_500, 2));
     }
@@ -422,7 +422,7 @@ mod tests {
                 let noise = rng.random_range(0.5..2.0);
                 let time = 0.03 + f64::from(in_flight) * 1e-3 + f64::from(prompt) * 1e-4;
                 let time = time * noise * if i == 0 { 1.0 } else { times };
-                let prompt = prompt as u64;
+                let prompt = prompt as u64 * Cost::TOKEN;
                 let work = u64::from(in_flight) * Cost::REQUEST + prompt;
                 facts.first_byte(Standing { work, in_flight, prompt }, seconds(time), now);
             }

@@ -78,7 +78,7 @@ impl Fleet {
     /// Sends the request, and leaves it there.
     pub(super) fn send(&self, policy: &Policy, rng: &mut SmallRng) -> Option<usize> {
         let i = policy.pick(self, rng)?;
-        self.facts[i].enter(self.ask.cost);
+        self.facts[i].enter(policy.cost(self, i));
         policy.sent(&self.ask, &self.facts[i], self.now);
         Some(i)
     }

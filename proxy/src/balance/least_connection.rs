@@ -10,7 +10,7 @@ use super::affinity::Named;
 use super::choose::Looked;
 use super::{Candidates, carried, weight};
 
-/// The least loaded endpoint, or the lesser of two among many.
+/// The least loaded endpoint, of all or of a few among many.
 pub(super) fn pick(candidates: &impl Candidates, rng: &mut impl Rng) -> Option<usize> {
     Looked::at(candidates, rng, &Named::new()).least(rng, |i| score(candidates, i))
 }

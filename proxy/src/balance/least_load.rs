@@ -11,7 +11,7 @@ use super::affinity::Affinity;
 use super::choose::Looked;
 use super::score::Scorer;
 
-/// The endpoint of the least score; of many, the least of two and those that have computed a part
+/// The endpoint of the least score; of many, the least of a few and those that have computed a part
 /// of the prompt.
 pub(super) fn pick(
     candidates: &impl Candidates,

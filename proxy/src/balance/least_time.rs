@@ -9,7 +9,7 @@ use super::affinity::Named;
 use super::choose::Looked;
 use super::{Candidates, pending, weight};
 
-/// The least expected time, of all or of two among many.
+/// The least expected time, of all or of a few among many.
 pub(super) fn pick(candidates: &impl Candidates, rng: &mut impl Rng) -> Option<usize> {
     let looked = Looked::at(candidates, rng, &Named::new());
     let mean = |i: usize| candidates.facts(i).first_byte_mean();

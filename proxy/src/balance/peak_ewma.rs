@@ -19,7 +19,7 @@ use super::{Candidates, pending, weight};
 /// takes.
 const PENALTY: f64 = 60.0;
 
-/// The least cost, of all or of two among many.
+/// The least cost, of all or of a few among many.
 pub(super) fn pick(candidates: &impl Candidates, rng: &mut impl Rng) -> Option<usize> {
     Looked::at(candidates, rng, &Named::new()).least(rng, |i| cost(candidates, i))
 }

@@ -28,14 +28,23 @@ pub(super) fn pick(
 ) -> Option<usize> {
     let least = Looked::at(candidates, rng, &Named::new()).least(rng, |i| score(candidates, i))?;
     let gate = FACTOR * score(candidates, least);
-    let fits = |i: &usize| score(candidates, *i) <= gate + SLACK / weight(candidates, *i);
     let named = affinity.of_prompt(&candidates.ask().prefix, candidates);
+    let fits = |i: &usize| {
+        let saved = saved(candidates, named.bytes(*i)) + SLACK;
+        score(candidates, *i) <= gate + saved / weight(candidates, *i)
+    };
     let better = |a: &usize, b: &usize| {
         let shorter = named.bytes(*a).cmp(&named.bytes(*b));
         shorter.then(score(candidates, *b).total_cmp(&score(candidates, *a)))
     };
     let has_it = named.indices().filter(|&i| pickable(candidates, i)).filter(fits);
     has_it.max_by(better).or(Some(least))
+}
+
+/// The work of computing so much of the prompt.
+fn saved(candidates: &impl Candidates, bytes: usize) -> f64 {
+    let cost = candidates.ask().cost;
+    (cost.total() - cost.with_cached(bytes as u64).total()) as f64
 }
 
 #[cfg(test)]

@@ -131,6 +131,11 @@ impl Reported {
         self.foreign.belief(self.stamp(now))
     }
 
+    /// Requests that wait inside it, whoever has sent them.
+    pub(super) fn queue(&self, now: Instant) -> Option<Belief> {
+        self.waiting.belief(self.stamp(now))
+    }
+
     /// The share of its memory or of its capacity that is in use, whichever is higher.
     pub(super) fn fullness(&self, now: Instant) -> Option<Belief> {
         let now = self.stamp(now);

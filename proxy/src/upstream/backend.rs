@@ -397,7 +397,9 @@ impl View<'_> {
     fn take(&self, index: usize) -> Option<Place> {
         let member = &self.members.list[index];
         let max = member.endpoint.limit(self.backend.settings.max_connections);
-        member.take(self.wanted.ask.cost, max, self.now, self.last_resort)
+        // Without what of its prompt is cached there.
+        let cost = self.members.policy.cost(self, index);
+        member.take(cost, max, self.now, self.last_resort)
     }
 }
 
