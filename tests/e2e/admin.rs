@@ -45,6 +45,7 @@ const METRICS: &[(&str, &str)] = &[
     ("endpoint_ejected", "gauge"),
     ("endpoint_ejections_total", "counter"),
     ("health_checks_total", "counter"),
+    ("attempts_total", "counter"),
     ("connections_total", "counter"),
     ("connections_open", "gauge"),
     ("connections_refused_total", "counter"),
@@ -189,7 +190,7 @@ async fn config_shows_what_is_in_force_with_defaults() {
     let page = page.json();
     let text = page["config"].to_string();
     assert_eq!(page["config"]["routes"][0]["name"], "all", "{page:#}");
-    assert!(text.contains("x-outrigger-arm") && text.contains("least_connection"), "{page:#}");
+    assert!(text.contains("x-outrigger-arm") && text.contains("least_load"), "{page:#}");
     assert_eq!(page["reload"]["attempts"], 0);
 }
 

@@ -3,38 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_tests::harness::{Call, Client, Load, Protocol, Proxy, Streaming};
+use outrigger_tests::harness::{Call, Client, Load, Protocol, Proxy};
 use outrigger_tests::sim::{Fault, Options, Simulator};
 use tokio::task::JoinSet;
 
 use super::fleet::{
-    attempts, await_endpoints, await_idle, chat, ended, endpoint_states, error_code, one_backend,
-    one_backend_at, sim,
+    attempts, await_idle, chat, ended, endpoint_states, error_code, in_flight, one_backend,
+    one_backend_at, sim, stick,
 };
-
-/// Lets `count` requests get stuck, each one when the one before has reached a simulator.
-async fn stick(
-    proxy: &Proxy,
-    simulators: &[&Simulator],
-    calls: impl IntoIterator<Item = Call>,
-) -> JoinSet<Result<Streaming, String>> {
-    let mut stuck = JoinSet::new();
-    let before: u64 = simulators.iter().map(|sim| sim.state().in_flight).sum();
-    for (index, call) in (1..).zip(calls) {
-        stuck.spawn(call.fault("stall_first_byte").try_open(proxy.address()));
-        await_endpoints(proxy, "a request to be under way", |all| {
-            let arrived: u64 = simulators.iter().map(|sim| sim.state().in_flight).sum();
-            let sent: u64 = all.iter().map(|endpoint| endpoint.in_flight).sum();
-            (sent, arrived) == (before + index, before + index)
-        })
-        .await;
-    }
-    stuck
-}
-
-async fn in_flight(proxy: &Proxy) -> Vec<u64> {
-    endpoint_states(proxy).await.iter().map(|endpoint| endpoint.in_flight).collect()
-}
 
 #[tokio::test]
 async fn round_robin_goes_round() {

@@ -40,7 +40,7 @@ fn skipped(what: &str) {
 }
 
 /// Runs a script of `tests/clients`, if there is a Python for it; true when it ran.
-async fn script(name: &str, arguments: &[&str]) -> bool {
+pub(crate) async fn script(name: &str, arguments: &[&str]) -> bool {
     let Some(python) = python() else {
         skipped("the Python environment of the clients");
         return false;

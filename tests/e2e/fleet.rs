@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use outrigger_tests::harness::{Answer, Call, Metrics, Proxy, within};
+use outrigger_tests::harness::{Answer, Call, Metrics, Proxy, Streaming, within};
 use outrigger_tests::sim::{Options, Simulator};
 use serde_json::Value;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 
 /// A simulator that answers at once.
 pub(crate) fn sim(name: &str) -> Simulator {
@@ -37,6 +38,11 @@ pub(crate) fn chat() -> Call {
     Call::chat("how deep is the lagoon?").max_tokens(4)
 }
 
+/// A request without a prompt: as long as it is in flight it weighs one running request, no more.
+pub(crate) fn plain() -> Call {
+    Call::get("/bytes/1")
+}
+
 /// An endpoint as the admin interface shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
@@ -45,6 +51,10 @@ pub(crate) struct Endpoint {
     pub(crate) ejected: bool,
     pub(crate) in_flight: u64,
     pub(crate) load: u64,
+    pub(crate) warm: bool,
+    /// Since it came into service.
+    pub(crate) age: Duration,
+    reported: Value,
 }
 
 impl Endpoint {
@@ -57,8 +67,34 @@ impl Endpoint {
             ejected: truth("ejected"),
             in_flight: number("in_flight"),
             load: number("load"),
+            warm: truth("warm"),
+            age: Duration::from_secs_f64(value["in_service_seconds"].as_f64().expect("seconds")),
+            reported: value["reported"].clone(),
         }
     }
+
+    /// What it said last of its load, as long as that is believed.
+    pub(crate) fn said(&self, signal: &str) -> Option<Said> {
+        let said = self.reported.get(signal).expect("a signal that the page tells");
+        Some(Said {
+            value: said["value"].as_f64()?,
+            source: said["source"].as_str()?.to_owned(),
+            age: Duration::from_secs_f64(said["age_seconds"].as_f64()?),
+        })
+    }
+
+    /// The value of it alone.
+    pub(crate) fn value(&self, signal: &str) -> Option<f64> {
+        self.said(signal).map(|said| said.value)
+    }
+}
+
+/// What an endpoint said of its load.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Said {
+    pub(crate) value: f64,
+    pub(crate) source: String,
+    pub(crate) age: Duration,
 }
 
 /// Every endpoint of every backend, in the order of the configuration.
@@ -86,6 +122,32 @@ pub(crate) async fn await_endpoints(
         }
     })
     .await
+}
+
+/// What the proxy counts as in flight, for each endpoint.
+pub(crate) async fn in_flight(proxy: &Proxy) -> Vec<u64> {
+    endpoint_states(proxy).await.iter().map(|endpoint| endpoint.in_flight).collect()
+}
+
+/// Lets requests get stuck at simulators, each one when the one before has arrived, besides what is there already.
+pub(crate) async fn stick(
+    proxy: &Proxy,
+    simulators: &[&Simulator],
+    calls: impl IntoIterator<Item = Call>,
+) -> JoinSet<Result<Streaming, String>> {
+    let mut stuck = JoinSet::new();
+    let arrived = || simulators.iter().map(|sim| sim.state().in_flight).sum::<u64>();
+    let sent = in_flight(proxy).await.iter().sum::<u64>();
+    let before = arrived();
+    for (index, call) in (1..).zip(calls) {
+        stuck.spawn(call.fault("stall_first_byte").try_open(proxy.address()));
+        await_endpoints(proxy, "a request to be under way", |all| {
+            let now: u64 = all.iter().map(|endpoint| endpoint.in_flight).sum();
+            (now, arrived()) == (sent + index, before + index)
+        })
+        .await;
+    }
+    stuck
 }
 
 /// Waits until the proxy holds nothing at any endpoint.

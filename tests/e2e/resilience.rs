@@ -4,4 +4,5 @@ mod chaos;
 mod ejection;
 mod health;
 mod membership;
+mod peers;
 mod retries;

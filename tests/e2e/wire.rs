@@ -10,7 +10,7 @@ mod fields;
 mod framing;
 mod limits;
 mod upgrade;
-mod upstream;
+pub(crate) mod upstream;
 mod versions;
 
 use outrigger_tests::harness::{Proxy, Raw};

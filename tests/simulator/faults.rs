@@ -188,6 +188,19 @@ async fn an_unknown_fault_is_an_error_and_not_ignored() {
 }
 
 #[tokio::test]
+async fn a_rule_about_bodies_meets_only_those_that_hold_its_text() {
+    let simulator = simulator();
+    simulator.inflict(Rule::always(Fault::Status(400, None)).holding("poison").times(2));
+    let status =
+        async |text: &str| Call::chat(text).max_tokens(1).send(simulator.addr).await.status;
+    assert_eq!(status("nothing to fear").await, 200);
+    assert_eq!(status("a drop of poison").await, 400);
+    assert_eq!(Call::get("/echo").send(simulator.addr).await.status, 200);
+    assert_eq!(status("more poison").await, 400);
+    assert_eq!(status("the last poison").await, 200);
+}
+
+#[tokio::test]
 async fn a_fault_for_another_simulator_is_not_ours() {
     let simulator = simulator();
     let ask = |at: &str| Call::get("/echo").fault(&format!("status=500;at={at}"));

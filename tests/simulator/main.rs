@@ -6,3 +6,4 @@ mod faults;
 mod http;
 mod launch;
 mod openai;
+mod reports;

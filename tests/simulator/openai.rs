@@ -71,6 +71,77 @@ async fn completions_and_embeddings_answer_too() {
 }
 
 #[tokio::test]
+async fn each_prompt_of_a_list_gets_what_it_would_get_alone() {
+    let simulator = simulator();
+    let ask = async |path: &str, field: &str, prompts: serde_json::Value| {
+        let body = json!({"model": "m", field: prompts, "max_tokens": 5, "n": 2});
+        let answer = Call::post(path).json(body).send(simulator.addr).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    };
+    for (path, field, output, of_each) in
+        [("/v1/embeddings", "input", "data", 1), ("/v1/completions", "prompt", "choices", 2)]
+    {
+        let (texts, tokens) = (json!(["reef", "a longer text"]), json!([[1, 2], [3, 4, 5]]));
+        for list in [texts, tokens] {
+            let together = ask(path, field, list.clone()).await;
+            let mut expected = Vec::new();
+            for prompt in list.as_array().expect("a list") {
+                let alone = ask(path, field, prompt.clone()).await;
+                let outputs = alone[output].as_array().expect("outputs").clone();
+                assert_eq!(outputs.len(), of_each);
+                expected.extend(outputs);
+            }
+            for (index, item) in expected.iter_mut().enumerate() {
+                item["index"] = index.into();
+            }
+            assert_eq!(together[output], json!(expected), "{path} {list}");
+            expected.iter_mut().for_each(|item| item["index"] = 0.into());
+            let different = expected.windows(2).all(|two| two[0] != two[1]);
+            assert!(different, "different prompts have different outputs");
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_is_that_of_all_prompts_of_a_list() {
+    let simulator = simulator();
+    let body = json!({"prompt": ["12345678", "1"], "max_tokens": 5, "n": 2});
+    let body = Call::post("/v1/completions").json(body).send(simulator.addr).await.json();
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23});
+    assert_eq!(body["usage"], usage);
+}
+
+#[tokio::test]
+async fn embeddings_have_the_form_that_was_asked_for() {
+    let simulator = simulator();
+    let ask = |form: &str| json!({"input": "reef", "dimensions": 3, "encoding_format": form});
+    let send = async |form: &str| {
+        let answer = Call::post("/v1/embeddings").json(ask(form)).send(simulator.addr).await;
+        answer.json()["data"][0]["embedding"].clone()
+    };
+    let (floats, text) = (send("float").await, send("base64").await);
+    assert_eq!(floats.as_array().map(Vec::len), Some(3));
+    // Twelve bytes.
+    let text = text.as_str().expect("a text");
+    assert!(text.len() == 16 && !text.contains('='), "{text}");
+    let body = json!({"input": "reef", "dimensions": 1, "encoding_format": "base64"});
+    let body = Call::post("/v1/embeddings").json(body).send(simulator.addr).await.json();
+    let text = body["data"][0]["embedding"].as_str().unwrap_or_default().to_owned();
+    assert!(text.len() == 8 && text.ends_with("=="), "{text}");
+}
+
+#[tokio::test]
+async fn a_list_without_prompts_is_refused() {
+    let simulator = simulator();
+    for input in [json!([]), json!([""]), json!(["reef", ""]), json!([[]]), json!(null)] {
+        let body = json!({"input": input});
+        let answer = Call::post("/v1/embeddings").json(body).send(simulator.addr).await;
+        assert_eq!(answer.status, 400, "{input}");
+    }
+}
+
+#[tokio::test]
 async fn answers_without_a_limit_stop_by_themselves_and_repeat() {
     let (one, two) = (simulator(), Simulator::start(Options::named("two").fast()));
     let ask = || Call::chat("what floats beside a canoe?");
@@ -90,6 +161,19 @@ async fn wrong_requests_are_answered_as_errors() {
     assert_eq!(status(Call::chat("hello").model("reef").max_tokens(600_000)).await, 400);
     assert_eq!(status(Call::post("/v1/chat/completions").body("{")).await, 400);
     assert_eq!(status(Call::get("/v1/chat/completions")).await, 405);
+}
+
+#[tokio::test]
+async fn the_head_of_a_prompt_is_found_in_the_cache() {
+    let simulator = simulator();
+    let head = "word ".repeat(100);
+    for question in ["why?", "when?"] {
+        Call::chat(&format!("{head}{question}")).max_tokens(1).send(simulator.addr).await;
+    }
+    let metrics = Metrics::parse(&Call::get("/metrics").send(simulator.addr).await.text());
+    // 126 tokens and 126; of the 500 bytes that they share, seven blocks of 64 bytes are full.
+    assert_eq!(metrics.get("vllm:prefix_cache_queries_total", &[]), 252.0);
+    assert_eq!(metrics.get("vllm:prefix_cache_hits_total", &[]), 112.0);
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@
 //! belong to the tests.
 
 mod call;
+mod dns;
 mod load;
 mod metrics;
 mod process;
@@ -29,6 +30,7 @@ mod streaming;
 use std::time::Duration;
 
 pub use self::call::{Answer, Call, Client, Feed, Protocol};
+pub use self::dns::{DnsServer, Question, RecordType, Says};
 pub use self::load::{Load, Report, Sample};
 pub use self::metrics::Metrics;
 pub use self::process::Process;

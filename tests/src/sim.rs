@@ -18,6 +18,7 @@ mod openai;
 pub mod options;
 mod pace;
 pub mod random;
+mod reports;
 mod routes;
 mod samples;
 mod telemetry;
@@ -36,8 +37,8 @@ use tokio::sync::oneshot;
 pub use self::context::{Seen, State};
 pub use self::echo::{Echo, sha256};
 pub use self::fault::{Fault, Length, Rule};
-pub use self::options::{Answers, Options};
-pub use self::samples::pattern;
+pub use self::options::{Answers, Options, Reports};
+pub use self::samples::{pattern, text};
 
 use self::connection::Port;
 use self::context::{Context, lock};

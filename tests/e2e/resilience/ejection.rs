@@ -89,7 +89,7 @@ async fn answers_that_break_off_in_the_middle_count() {
 
 #[tokio::test]
 async fn after_its_time_one_request_alone_tries_an_ejected_endpoint() {
-    let backend = "balance: round_robin, ejection: { failures: 1, base: 300ms }";
+    let backend = "balance: round_robin, ejection: { failures: 1, base: 300ms, jitter: 0 }";
     let (a, b, proxy) = two(backend).await;
     a.fault(Fault::Status(500, None));
     send(&proxy, 2).await;
@@ -119,7 +119,8 @@ async fn after_its_time_one_request_alone_tries_an_ejected_endpoint() {
 
 #[tokio::test]
 async fn a_failed_probe_ejects_for_longer() {
-    let backend = "balance: round_robin, ejection: { failures: 1, base: 250ms, max: 60s }";
+    let backend =
+        "balance: round_robin, ejection: { failures: 1, base: 250ms, max: 60s, jitter: 0 }";
     let (a, _b, proxy) = two(backend).await;
     a.fault(Fault::Status(500, None));
     send(&proxy, 2).await;

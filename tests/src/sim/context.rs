@@ -236,7 +236,11 @@ impl Context {
     }
 
     /// The fault that this request meets: what its header asks for, else what the book says.
-    pub(crate) fn fault_for(self: &Arc<Self>, request: &Parts) -> Result<Option<Fault>, String> {
+    pub(crate) fn fault_for(
+        self: &Arc<Self>,
+        request: &Parts,
+        body: &[u8],
+    ) -> Result<Option<Fault>, String> {
         if let Some(text) = request.headers.get(fault::HEADER) {
             let text = text.to_str().map_err(|_| "not text".to_owned())?;
             if let Some(fault) = fault::for_simulator(text, &self.options.name)? {
@@ -245,7 +249,7 @@ impl Context {
         }
         Ok(match request.uri.path() {
             "/metrics" => None,
-            path => lock(&self.faults).draw(path),
+            path => lock(&self.faults).draw(path, body),
         })
     }
 

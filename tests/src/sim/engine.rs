@@ -3,16 +3,20 @@
 //! Decides which requests run in a step, how long that step takes, and which tokens it yields. It runs in steps, as real
 //! engines do: every running request that has read its prompt decodes one token; what is left of the step's prefill
 //! budget goes to prompts, first come first served; new requests are let in while there is room in the batch and in the
-//! KV cache. When the cache is full the youngest request is put back and starts over later.
+//! KV cache. When the cache is full the youngest request is put back and starts over later. Blocks of prompts that say
+//! what is in them ([`Job::blocks`]) stay in the cache until their room is needed, and are not read again.
 //!
 //! The caller says what time it is, so the same type serves the simulator (real time, scaled) and simulations that run
-//! faster than real time. Not modelled: prefix caching, speculative decoding, several ranks, batch-size effects on
+//! faster than real time. Not modelled: caching of answers, speculative decoding, several ranks, batch-size effects on
 //! prefill.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use self::cache::Cache;
 use super::random::Random;
+
+mod cache;
 
 /// How fast the engine is and how much it holds. All times are virtual.
 #[derive(Clone, Debug)]
@@ -63,13 +67,24 @@ impl Default for Parameters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(u64);
 
-/// What a request asks of the engine, in tokens; both are taken as at least 1.
-#[derive(Clone, Copy, Debug)]
+/// What a request asks of the engine.
+#[derive(Clone, Debug, Default)]
 pub struct Job {
-    /// Length of the prompt.
+    /// Length of the prompt in tokens; taken as at least 1.
     pub prompt: u64,
-    /// Length of the answer.
+    /// Length of the answer in tokens; taken as at least 1.
     pub answer: u64,
+    /// Names of the first full blocks of the prompt, `kv_block` tokens each. A name stands for all the text up to the
+    /// end of its block, so that two prompts share a block only when they share everything before it. Blocks without a
+    /// name are never found in the cache.
+    pub blocks: Vec<u64>,
+}
+
+impl Job {
+    /// A request that shares nothing with any other.
+    pub const fn new(prompt: u64, answer: u64) -> Self {
+        Self { prompt, answer, blocks: Vec::new() }
+    }
 }
 
 /// Why the engine does not take a request.
@@ -135,17 +150,39 @@ impl Load {
     }
 }
 
+/// How much of the prompts was found in the cache, in tokens since the start. As vLLM counts: at every admission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reuse {
+    /// Prompt tokens of all admitted requests.
+    pub asked: u64,
+    /// Those that were in the cache.
+    pub found: u64,
+}
+
+/// What a request does in the step in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    Nothing,
+    Read(u64),
+    Decode,
+}
+
 #[derive(Debug)]
-struct Running {
+struct Request {
+    id: JobId,
     ask: Job,
     /// Tokens whose KV entries must be computed before the next token can come.
     to_read: u64,
     read: u64,
     made: u64,
+    /// Blocks held, shared ones among them.
     blocks: u64,
+    /// How many of them, from the first on, are in the cache under their name.
+    named: usize,
+    share: Share,
 }
 
-impl Running {
+impl Request {
     fn decodes(&self) -> bool {
         self.read == self.to_read
     }
@@ -155,20 +192,12 @@ impl Running {
     }
 }
 
-#[derive(Debug, Default)]
-struct Plan {
-    prefill: Vec<(JobId, u64)>,
-    decode: Vec<JobId>,
-}
-
-impl Plan {
-    fn prefill_tokens(&self) -> u64 {
-        self.prefill.iter().map(|(_, tokens)| tokens).sum()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.prefill.is_empty() && self.decode.is_empty()
-    }
+/// A step in progress.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    ends: Duration,
+    prefill: u64,
+    decode: u64,
 }
 
 /// The engine. Times given to it must never run backwards.
@@ -177,11 +206,12 @@ pub struct Engine {
     parameters: Parameters,
     random: Random,
     next_id: u64,
-    jobs: BTreeMap<JobId, Running>,
-    waiting: VecDeque<JobId>,
-    running: Vec<JobId>,
-    blocks_free: u64,
-    step: Option<(Duration, Plan)>,
+    waiting: VecDeque<Request>,
+    /// In order of admission.
+    running: Vec<Request>,
+    cache: Cache,
+    reuse: Reuse,
+    step: Option<Step>,
 }
 
 impl Engine {
@@ -190,10 +220,10 @@ impl Engine {
         Self {
             random: Random::new(parameters.seed),
             next_id: 0,
-            jobs: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            blocks_free: parameters.kv_tokens / parameters.kv_block,
+            cache: Cache::new(parameters.kv_tokens / parameters.kv_block),
+            reuse: Reuse::default(),
             step: None,
             parameters,
         }
@@ -204,10 +234,10 @@ impl Engine {
     ///
     /// # Errors
     /// When the request can never fit, or the queue is full.
-    pub fn submit(&mut self, job: Job) -> Result<JobId, Refusal> {
-        let ask = Job { prompt: job.prompt.max(1), answer: job.answer.max(1) };
-        let blocks = self.parameters.kv_tokens / self.parameters.kv_block;
-        if self.blocks_for(ask.prompt + ask.answer) > blocks {
+    pub fn submit(&mut self, mut job: Job) -> Result<JobId, Refusal> {
+        (job.prompt, job.answer) = (job.prompt.max(1), job.answer.max(1));
+        job.blocks.truncate((job.prompt / self.parameters.kv_block) as usize);
+        if self.blocks_for(job.prompt + job.answer) > self.cache.capacity() {
             return Err(Refusal::TooLong);
         }
         if self.waiting.len() >= self.parameters.max_waiting {
@@ -215,24 +245,37 @@ impl Engine {
         }
         let id = JobId(self.next_id);
         self.next_id += 1;
-        self.jobs.insert(id, Running { ask, to_read: ask.prompt, read: 0, made: 0, blocks: 0 });
-        self.waiting.push_back(id);
+        self.waiting.push_back(Request {
+            id,
+            to_read: job.prompt,
+            ask: job,
+            read: 0,
+            made: 0,
+            blocks: 0,
+            named: 0,
+            share: Share::Nothing,
+        });
         Ok(id)
     }
 
     /// Forgets a request and frees what it held, at once. False when it is not (or no longer) there.
     pub fn abort(&mut self, id: JobId) -> bool {
-        let known = self.remove(id);
-        self.waiting.retain(|other| *other != id);
-        known
+        if let Some(place) = self.running.iter().position(|request| request.id == id) {
+            let request = self.running.remove(place);
+            self.cache.free(&request.ask.blocks[..request.named], request.blocks);
+            return true;
+        }
+        let before = self.waiting.len();
+        self.waiting.retain(|request| request.id != id);
+        self.waiting.len() < before
     }
 
     /// Lives through every step that ends at or before `now` and tells what happened, in order of time.
     pub fn advance(&mut self, now: Duration) -> Vec<Event> {
         let mut events = Vec::new();
-        while let Some((at, plan)) = self.step.take_if(|(end, _)| *end <= now) {
-            self.finish(at, &plan, &mut events);
-            self.begin(at, &mut events);
+        while let Some(step) = self.step.take_if(|step| step.ends <= now) {
+            self.finish(step, &mut events);
+            self.begin(step.ends, &mut events);
         }
         if self.step.is_none() {
             self.begin(now, &mut events);
@@ -242,18 +285,22 @@ impl Engine {
 
     /// When the step in progress ends; none when the engine is idle.
     pub fn next_event(&self) -> Option<Duration> {
-        self.step.as_ref().map(|(end, _)| *end)
+        self.step.map(|step| step.ends)
     }
 
     /// How full the engine is now.
     pub fn load(&self) -> Load {
-        let kv_blocks = self.parameters.kv_tokens / self.parameters.kv_block;
         Load {
             running: self.running.len(),
             waiting: self.waiting.len(),
-            kv_blocks_used: kv_blocks - self.blocks_free,
-            kv_blocks,
+            kv_blocks_used: self.cache.capacity() - self.cache.available(),
+            kv_blocks: self.cache.capacity(),
         }
+    }
+
+    /// How much of the prompts it did not have to read.
+    pub fn reuse(&self) -> Reuse {
+        self.reuse
     }
 
     /// Makes every later step take `factor` times its normal time; above 0.
@@ -267,141 +314,145 @@ impl Engine {
     }
 
     fn begin(&mut self, at: Duration, events: &mut Vec<Event>) {
-        let mut plan = Plan::default();
-        let preempted = self.plan_decodes(at, &mut plan, events);
-        self.plan_prefills(&mut plan);
-        if !preempted || plan.is_empty() {
-            self.admit(at, &mut plan, events);
+        let (decode, preempted) = self.plan_decodes(at, events);
+        let mut prefill = self.plan_prefills();
+        if !preempted || decode + prefill == 0 {
+            prefill += self.admit(at, self.parameters.prefill_chunk - prefill, events);
         }
-        if !plan.is_empty() {
-            self.step = Some((at + self.step_time(&plan), plan));
+        if decode + prefill > 0 {
+            let ends = at + self.step_time(prefill, decode);
+            self.step = Some(Step { ends, prefill, decode });
         }
     }
 
-    /// Gives every decoding request room for one more token; true when one had to be put back for it.
-    fn plan_decodes(&mut self, at: Duration, plan: &mut Plan, events: &mut Vec<Event>) -> bool {
+    /// Gives every decoding request room for one more token. How many decode, and whether one had to be put back.
+    fn plan_decodes(&mut self, at: Duration, events: &mut Vec<Event>) -> (u64, bool) {
         let before = events.len();
-        let mut index = 0;
-        while let Some(id) = self.running.get(index).copied() {
-            index += 1;
-            let context = self.jobs.get(&id).filter(|job| job.decodes()).map(Running::context);
-            if context.is_some_and(|tokens| self.grow(id, tokens, at, events)) {
-                plan.decode.push(id);
+        let (mut index, mut planned) = (0, 0);
+        while index < self.running.len() {
+            if self.running[index].decodes() && self.grow(index, at, events) {
+                self.running[index].share = Share::Decode;
+                planned += 1;
             }
+            index += 1;
         }
-        events.len() > before
+        (planned, events.len() > before)
     }
 
-    /// Takes blocks until `id` holds enough for `tokens`, from the youngest requests when none are free. False when `id`
-    /// itself had to go.
-    fn grow(&mut self, id: JobId, tokens: u64, at: Duration, events: &mut Vec<Event>) -> bool {
-        let wanted = self.blocks_for(tokens);
-        while let Some(job) = self.jobs.get_mut(&id) {
-            let missing = wanted.saturating_sub(job.blocks);
-            if missing <= self.blocks_free {
-                job.blocks += missing;
-                self.blocks_free -= missing;
+    /// Takes blocks until the request at `index` holds enough for its context, from the youngest when none are free.
+    /// False when it had to go itself.
+    fn grow(&mut self, index: usize, at: Duration, events: &mut Vec<Event>) -> bool {
+        while let Some(request) = self.running.get(index) {
+            let wanted = self.blocks_for(request.context());
+            let missing = wanted.saturating_sub(request.blocks);
+            if missing <= self.cache.available() {
+                self.cache.take(missing);
+                self.running[index].blocks += missing;
                 return true;
             }
-            if self.preempt_youngest(at, events).is_none_or(|victim| victim == id) {
-                return false;
-            }
+            self.preempt_youngest(at, events);
         }
         false
     }
 
-    fn preempt_youngest(&mut self, at: Duration, events: &mut Vec<Event>) -> Option<JobId> {
-        let victim = self.running.pop()?;
-        if let Some(job) = self.jobs.get_mut(&victim) {
-            self.blocks_free += std::mem::take(&mut job.blocks);
-            job.to_read = job.context();
-            job.read = 0;
-        }
+    fn preempt_youngest(&mut self, at: Duration, events: &mut Vec<Event>) {
+        let Some(mut victim) = self.running.pop() else { return };
+        self.cache.free(&victim.ask.blocks[..victim.named], victim.blocks);
+        (victim.blocks, victim.named) = (0, 0);
+        (victim.read, victim.to_read) = (0, victim.context());
+        events.push(Event { at, what: What::Preempted(victim.id) });
         self.waiting.push_front(victim);
-        events.push(Event { at, what: What::Preempted(victim) });
-        Some(victim)
     }
 
-    fn plan_prefills(&self, plan: &mut Plan) {
+    fn plan_prefills(&mut self) -> u64 {
         let mut budget = self.parameters.prefill_chunk;
-        for (id, job) in self.running.iter().filter_map(|id| Some((*id, self.jobs.get(id)?))) {
-            let tokens = budget.min(job.to_read - job.read);
-            if tokens > 0 {
-                plan.prefill.push((id, tokens));
-                budget -= tokens;
-            }
+        for request in self.running.iter_mut().filter(|request| !request.decodes()) {
+            let tokens = budget.min(request.to_read - request.read);
+            request.share = if tokens > 0 { Share::Read(tokens) } else { Share::Nothing };
+            budget -= tokens;
         }
+        self.parameters.prefill_chunk - budget
     }
 
-    fn admit(&mut self, at: Duration, plan: &mut Plan, events: &mut Vec<Event>) {
-        let mut budget = self.parameters.prefill_chunk.saturating_sub(plan.prefill_tokens());
-        while budget > 0 && self.running.len() < self.parameters.max_running {
-            let Some(id) = self.waiting.front().copied() else { return };
-            let (to_read, blocks) = self.jobs.get(&id).map_or((0, 0), |job| {
-                (job.to_read, job.to_read.div_ceil(self.parameters.kv_block))
-            });
-            if blocks > self.blocks_free {
-                return;
+    /// Lets waiting requests in and plans up to `budget` tokens of their prompts; how many it planned.
+    fn admit(&mut self, at: Duration, budget: u64, events: &mut Vec<Event>) -> u64 {
+        let mut left = budget;
+        while left > 0 && self.running.len() < self.parameters.max_running {
+            let Some(mut request) = self.waiting.pop_front() else { break };
+            if !self.settle(&mut request) {
+                self.waiting.push_front(request);
+                break;
             }
-            self.blocks_free -= blocks;
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.blocks = blocks;
-            }
-            self.waiting.pop_front();
-            self.running.push(id);
-            events.push(Event { at, what: What::Admitted(id) });
-            plan.prefill.push((id, budget.min(to_read)));
-            budget -= budget.min(to_read);
+            let tokens = left.min(request.to_read - request.read);
+            request.share = Share::Read(tokens);
+            left -= tokens;
+            events.push(Event { at, what: What::Admitted(request.id) });
+            self.running.push(request);
         }
+        budget - left
     }
 
-    fn step_time(&mut self, plan: &Plan) -> Duration {
-        let prefill = plan.prefill_tokens() as f64 / self.parameters.prefill_rate;
-        let decode = match plan.decode.len() {
+    /// Gives a request the blocks for its context, cached ones first; false when there is no room. The last token is
+    /// always read: it is what the next one comes from.
+    fn settle(&mut self, request: &mut Request) -> bool {
+        let most = (request.to_read - 1) / self.parameters.kv_block;
+        let known = &request.ask.blocks[..request.ask.blocks.len().min(most as usize)];
+        let blocks = self.blocks_for(request.to_read);
+        let Some(found) = self.cache.settle(known, blocks) else { return false };
+        (request.blocks, request.named) = (blocks, found);
+        request.read = found as u64 * self.parameters.kv_block;
+        self.reuse.asked += request.to_read;
+        self.reuse.found += request.read;
+        true
+    }
+
+    fn step_time(&mut self, prefill: u64, decode: u64) -> Duration {
+        let reading = prefill as f64 / self.parameters.prefill_rate;
+        let decoding = match decode {
             0 => Duration::ZERO,
             n => self.parameters.step_base + self.parameters.step_per_request.mul_f64(n as f64),
         };
         let jitter = 1.0 + self.parameters.jitter * (2.0 * self.random.unit() - 1.0);
         Duration::from_secs_f64(
-            (prefill + decode.as_secs_f64()) * jitter * self.parameters.slowdown,
+            (reading + decoding.as_secs_f64()) * jitter * self.parameters.slowdown,
         )
     }
 
-    fn finish(&mut self, at: Duration, plan: &Plan, events: &mut Vec<Event>) {
-        let (prefill, decode) = (plan.prefill_tokens(), plan.decode.len() as u64);
+    fn finish(&mut self, step: Step, events: &mut Vec<Event>) {
+        let (at, prefill, decode) = (step.ends, step.prefill, step.decode);
         events.push(Event { at, what: What::Step { prefill, decode } });
-        for (id, tokens) in &plan.prefill {
-            let Some(job) = self.jobs.get_mut(id) else { continue };
-            job.read += tokens;
-            if job.decodes() {
-                self.emit(at, *id, events);
+        let block = self.parameters.kv_block;
+        self.running.retain_mut(|request| {
+            let makes = match std::mem::replace(&mut request.share, Share::Nothing) {
+                Share::Nothing => false,
+                Share::Read(tokens) => {
+                    request.read += tokens;
+                    let full = request.ask.blocks.len().min((request.read / block) as usize);
+                    self.cache.keep(&request.ask.blocks[request.named.min(full)..full]);
+                    request.named = request.named.max(full);
+                    request.decodes()
+                }
+                Share::Decode => true,
+            };
+            let last = makes && emit(request, at, events);
+            if last {
+                self.cache.free(&request.ask.blocks[..request.named], request.blocks);
             }
-        }
-        for id in &plan.decode {
-            self.emit(at, *id, events);
-        }
-    }
-
-    fn emit(&mut self, at: Duration, id: JobId, events: &mut Vec<Event>) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.made += 1;
-        let (index, last) = (job.made, job.made == job.ask.answer);
-        events.push(Event { at, what: What::Token { job: id, index, last } });
-        if last {
-            self.remove(id);
-        }
-    }
-
-    fn remove(&mut self, id: JobId) -> bool {
-        let Some(job) = self.jobs.remove(&id) else { return false };
-        self.blocks_free += job.blocks;
-        self.running.retain(|other| *other != id);
-        true
+            !last
+        });
     }
 
     fn blocks_for(&self, tokens: u64) -> u64 {
         tokens.div_ceil(self.parameters.kv_block)
     }
+}
+
+/// Makes the next token; true when it is the last one.
+fn emit(request: &mut Request, at: Duration, events: &mut Vec<Event>) -> bool {
+    request.made += 1;
+    let (job, index, last) = (request.id, request.made, request.made == request.ask.answer);
+    events.push(Event { at, what: What::Token { job, index, last } });
+    last
 }
 
 #[cfg(test)]

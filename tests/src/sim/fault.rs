@@ -83,12 +83,15 @@ pub struct Rule {
     pub count: Option<u64>,
     /// Only requests whose path starts with this.
     pub path: String,
+    /// Only requests whose body holds this text; when empty, whatever the body. Such a rule makes the simulator receive
+    /// every body before it decides.
+    pub body: String,
 }
 
 impl Rule {
     /// Every request that the fault can concern.
     pub fn always(fault: Fault) -> Self {
-        Self { fault, share: 1.0, count: None, path: String::new() }
+        Self { fault, share: 1.0, count: None, path: String::new(), body: String::new() }
     }
 
     /// The same, for a share of the requests, chosen at random.
@@ -108,6 +111,12 @@ impl Rule {
     pub fn path(self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self }
     }
+
+    /// The same, only for bodies that hold `text`.
+    #[must_use]
+    pub fn holding(self, text: &str) -> Self {
+        Self { body: text.to_owned(), ..self }
+    }
 }
 
 /// A [`Rule`] as JSON: `{"fault":"stall_first_byte","arg":"2s","share":0.3,"count":5,"path":"/v1/"}`.
@@ -123,6 +132,8 @@ pub(crate) struct RuleText {
     count: Option<u64>,
     #[serde(default)]
     path: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    body: String,
 }
 
 fn whole() -> f64 {
@@ -141,7 +152,8 @@ impl TryFrom<RuleText> for Rule {
         if !(0.0..=1.0).contains(&text.share) {
             return Err(format!("share is {}, not between 0 and 1", text.share));
         }
-        Ok(Self { fault: fault.parse()?, share: text.share, count: text.count, path: text.path })
+        let RuleText { share, count, path, body, .. } = text;
+        Ok(Self { fault: fault.parse()?, share, count, path, body })
     }
 }
 
@@ -155,6 +167,7 @@ impl From<&Rule> for RuleText {
             share: rule.share,
             count: rule.count,
             path: rule.path.clone(),
+            body: rule.body.clone(),
         }
     }
 }
@@ -183,19 +196,29 @@ impl Book {
         &self.rules
     }
 
-    /// The first rule that hits a request for `path`; `/health` meets only the faults that are about it.
-    pub(crate) fn draw(&mut self, path: &str) -> Option<Fault> {
+    /// Whether a rule asks what a body holds.
+    pub(crate) fn reads_bodies(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.body.is_empty())
+    }
+
+    /// The first rule that hits a request for `path` with this body; `/health` meets only the faults that are about it.
+    pub(crate) fn draw(&mut self, path: &str, body: &[u8]) -> Option<Fault> {
         let health = path == "/health";
         let random = &mut self.random;
         let rule = self.rules.iter_mut().find(|rule| {
             rule.fault.is_about_health() == health
                 && rule.count != Some(0)
                 && path.starts_with(&rule.path)
+                && holds(body, rule.body.as_bytes())
                 && random.unit() < rule.share
         })?;
         rule.count = rule.count.map(|left| left - 1);
         Some(rule.fault.clone())
     }
+}
+
+fn holds(body: &[u8], text: &[u8]) -> bool {
+    text.is_empty() || body.windows(text.len()).any(|part| part == text)
 }
 
 /// What the header `x-sim-fault` says to the simulator called `name`; none when it is meant for another.

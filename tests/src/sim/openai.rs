@@ -1,7 +1,9 @@
 //! The OpenAI-compatible surface: what a request asks for, and answers written as vLLM writes them.
 //!
 //! The text is made of a few words chosen by the prompt, the model and the seed, so that the same question gets the same
-//! answer from every simulator. `n`, sampling parameters, tools and stop words are accepted and ignored.
+//! answer from every simulator. Completions and embeddings take a list of prompts (of texts or of token ids), of which
+//! each gets what it would get alone; the engine runs the list as one request. Sampling parameters, tools and stop
+//! words are accepted and ignored, as is `n` of chats and streams; a stream answers the first prompt only.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -28,6 +30,12 @@ const WORDS: &[&str] = &[
     "keel", "sail", "harbour", "shoal", "current", "bow", "stern", "wake", "mast", "atoll", "gust",
 ];
 
+/// A tokenizer that is none: English text has about so many bytes in a token.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// The length of an embedding when the request does not say.
+const DIMENSIONS: u64 = 16;
+
 /// Which of the endpoints was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -42,11 +50,28 @@ struct Ask {
     kind: Kind,
     model: String,
     prompt_tokens: u64,
-    answer_tokens: u64,
+    /// One for each prompt, or `n`; never empty.
+    outputs: Vec<Output>,
+    /// Names of the blocks of the prompt.
+    blocks: Vec<u64>,
     finish: Finish,
     stream: bool,
     include_usage: bool,
+    vectors: Vectors,
+}
+
+/// What is generated for a prompt.
+#[derive(Clone, Copy, Debug)]
+struct Output {
     seed: u64,
+    tokens: u64,
+}
+
+/// How embeddings are written.
+#[derive(Clone, Copy, Debug)]
+struct Vectors {
+    dimensions: u64,
+    base64: bool,
 }
 
 /// Answers one of the three generating endpoints.
@@ -61,7 +86,8 @@ pub(crate) async fn answer(
         Ok(ask) => ask,
         Err((status, problem)) => return error(status, &problem),
     };
-    let job = Job { prompt: ask.prompt_tokens, answer: ask.answer_tokens };
+    let (prompt, answer) = (ask.prompt_tokens, ask.longest());
+    let job = Job { prompt, answer, blocks: ask.blocks.clone() };
     let submitted = tokio::time::Instant::now();
     let tokens = match context.pace.submit(job, ask.finish) {
         Ok((ticket, tokens)) => {
@@ -89,36 +115,79 @@ fn understand(context: &Context, kind: Kind, body: &[u8]) -> Result<Ask, (Status
     if !context.options.models.is_empty() && !context.options.models.contains(&model) {
         return Err((StatusCode::NOT_FOUND, format!("The model `{model}` does not exist.")));
     }
-    let mut prompt = String::new();
-    match kind {
-        Kind::Chat => collect(&ask["messages"], &mut prompt),
-        Kind::Completion => collect(&ask["prompt"], &mut prompt),
-        Kind::Embedding => collect(&ask["input"], &mut prompt),
-    }
-    if prompt.is_empty() {
+    let prompts = prompts(kind, &ask);
+    if prompts.iter().any(String::is_empty) || prompts.is_empty() {
         return Err(bad("there is no prompt".to_owned()));
     }
     let limit =
         [&ask["max_completion_tokens"], &ask["max_tokens"]].into_iter().find(|v| !v.is_null());
-    let limit = limit.map(|v| v.as_u64().filter(|n| *n > 0));
-    let seed =
-        fingerprint(prompt.as_bytes()) ^ fingerprint(model.as_bytes()) ^ context.options.seed;
-    let (answer_tokens, finish) = match (kind, limit) {
-        (Kind::Embedding, _) => (1, Finish::Stop),
-        (_, Some(Some(limit))) => (limit, Finish::Length),
-        (_, Some(None)) => return Err(bad("max_tokens must be at least 1".to_owned())),
-        (_, None) => (length(context.options.answers, seed), Finish::Stop),
+    let limit = limit.filter(|_| kind != Kind::Embedding).map(|v| v.as_u64().filter(|n| *n > 0));
+    if limit == Some(None) {
+        return Err(bad("max_tokens must be at least 1".to_owned()));
+    }
+    let stream = ask["stream"].as_bool().unwrap_or(false) && kind != Kind::Embedding;
+    let choices = match ask["n"].as_u64() {
+        Some(n) if kind == Kind::Completion && !stream => n.clamp(1, 128),
+        _ => 1,
     };
+    let shared = fingerprint(model.as_bytes()) ^ context.options.seed;
+    let output = |(prompt, choice): (&String, u64)| {
+        let seed = chosen(fingerprint(prompt.as_bytes()) ^ shared, choice);
+        let tokens = match limit {
+            _ if kind == Kind::Embedding => 1,
+            Some(Some(limit)) => limit,
+            Some(None) | None => length(context.options.answers, seed),
+        };
+        Output { seed, tokens }
+    };
+    let outputs = prompts.iter().flat_map(|prompt| (0..choices).map(move |n| (prompt, n)));
+    let tokens = |prompt: &String| (prompt.len() / BYTES_PER_TOKEN).max(1) as u64;
     Ok(Ask {
         kind,
         model,
-        prompt_tokens: (prompt.len() as u64 / 4).max(1),
-        answer_tokens,
-        finish,
-        stream: ask["stream"].as_bool().unwrap_or(false) && kind != Kind::Embedding,
+        prompt_tokens: prompts.iter().map(tokens).sum(),
+        outputs: outputs.map(output).collect(),
+        blocks: blocks(&prompts.concat(), context.options.engine.kv_block),
+        finish: if limit.is_some() { Finish::Length } else { Finish::Stop },
+        stream,
         include_usage: ask["stream_options"]["include_usage"].as_bool().unwrap_or(false),
-        seed,
+        vectors: Vectors {
+            dimensions: ask["dimensions"].as_u64().unwrap_or(DIMENSIONS),
+            base64: ask["encoding_format"] == "base64",
+        },
     })
+}
+
+/// The seed of one choice of a prompt; the first one is the only one of a request without `n`.
+fn chosen(seed: u64, choice: u64) -> u64 {
+    if choice == 0 { seed } else { Random::new(seed ^ choice).bits() }
+}
+
+impl Ask {
+    /// How long the engine is busy with it.
+    fn longest(&self) -> u64 {
+        self.outputs.iter().map(|output| output.tokens).max().unwrap_or(1)
+    }
+}
+
+/// The prompts of a request: of a list each item, unless they are the token ids of a single prompt.
+fn prompts(kind: Kind, ask: &Value) -> Vec<String> {
+    let value = match kind {
+        Kind::Chat => &ask["messages"],
+        Kind::Completion => &ask["prompt"],
+        Kind::Embedding => &ask["input"],
+    };
+    let one = |value: &Value| {
+        let mut prompt = String::new();
+        collect(value, &mut prompt);
+        prompt
+    };
+    match value {
+        Value::Array(items) if kind != Kind::Chat && !items.iter().any(Value::is_number) => {
+            items.iter().map(one).collect()
+        }
+        value => vec![one(value)],
+    }
 }
 
 /// Appends every text of a prompt: a string, a list of them, or messages with text or parts of text.
@@ -131,9 +200,22 @@ fn collect(value: &Value, prompt: &mut String) {
             texts.for_each(|text| collect(text, prompt));
         }
         // A prompt of token ids counts four bytes for each.
-        Value::Number(_) => prompt.push_str("0000"),
+        Value::Number(id) => {
+            prompt.push_str(&format!("{:04x}", id.as_u64().unwrap_or(0) & 0xffff));
+        }
         Value::Null | Value::Bool(_) => {}
     }
+}
+
+/// What the engine calls the full blocks of a prompt: each name is drawn from all the text up to the block's end.
+fn blocks(prompt: &str, kv_block: u64) -> Vec<u64> {
+    let mut name = 0_u64;
+    let text = prompt.as_bytes().chunks_exact(kv_block as usize * BYTES_PER_TOKEN);
+    text.map(|block| {
+        name = Random::new(name ^ fingerprint(block)).bits();
+        name
+    })
+    .collect()
 }
 
 fn length(answers: Answers, seed: u64) -> u64 {
@@ -193,9 +275,9 @@ impl Writer {
         Self { ask, shared, fingerprint: json!(format!("sim-{name}")).to_string() }
     }
 
-    fn word(&self, index: u64) -> &'static str {
-        let pick = Random::new(self.ask.seed.wrapping_add(index)).below(WORDS.len() as u64);
-        WORDS.get(pick as usize).copied().unwrap_or("reef")
+    /// The output that is streamed.
+    fn first(&self) -> Output {
+        self.ask.outputs.first().copied().unwrap_or(Output { seed: 0, tokens: 1 })
     }
 
     /// The first chunk of a chat: the role, together with the first token as far as time is concerned.
@@ -209,7 +291,7 @@ impl Writer {
             true => format!(r#""{}","stop_reason":null"#, self.ask.finish.name()),
             false => "null".to_owned(),
         };
-        let word = self.word(token.index);
+        let word = self.first().word(token.index);
         let text = match self.ask.kind {
             Kind::Chat => format!(r#""delta":{{"content":" {word}"}}"#),
             Kind::Completion | Kind::Embedding => format!(r#""text":" {word}""#),
@@ -221,7 +303,11 @@ impl Writer {
     }
 
     fn usage(&self) -> Value {
-        let answer = if self.ask.kind == Kind::Embedding { 0 } else { self.ask.answer_tokens };
+        let answer: u64 = match self.ask.kind {
+            Kind::Embedding => 0,
+            _ if self.ask.stream => self.first().tokens,
+            _ => self.ask.outputs.iter().map(|output| output.tokens).sum(),
+        };
         let prompt = self.ask.prompt_tokens;
         json!({"prompt_tokens": prompt, "total_tokens": prompt + answer, "completion_tokens": answer})
     }
@@ -231,30 +317,61 @@ impl Writer {
     }
 
     fn whole(&self) -> String {
-        let content = match self.ask.kind {
-            Kind::Embedding => format!(r#""data":[{}]"#, self.embedding()),
-            Kind::Chat => format!(r#""choices":[{}]"#, self.choice("message")),
-            Kind::Completion => format!(r#""choices":[{}]"#, self.choice("text")),
+        let outputs = (0..).zip(&self.ask.outputs);
+        let (name, items): (_, Vec<Value>) = match self.ask.kind {
+            Kind::Embedding => ("data", outputs.map(|(i, o)| self.embedding(i, o)).collect()),
+            Kind::Chat => ("choices", outputs.map(|(i, o)| self.choice(i, o, "message")).collect()),
+            Kind::Completion => {
+                ("choices", outputs.map(|(i, o)| self.choice(i, o, "text")).collect())
+            }
         };
+        let content = format!(r#""{name}":{}"#, json!(items));
         let (shared, usage, print) = (&self.shared, self.usage(), &self.fingerprint);
         format!(r#"{{{shared},{content},"usage":{usage},"system_fingerprint":{print}}}"#)
     }
 
-    fn choice(&self, key: &str) -> Value {
-        let text: String = (1..=self.ask.answer_tokens).flat_map(|i| [" ", self.word(i)]).collect();
+    fn choice(&self, index: u64, output: &Output, key: &str) -> Value {
+        let text: String = (1..=output.tokens).flat_map(|i| [" ", output.word(i)]).collect();
         let content = match self.ask.kind {
             Kind::Chat => json!({"role": "assistant", "content": text}),
             Kind::Completion | Kind::Embedding => json!(text),
         };
         let reason = self.ask.finish.name();
-        json!({"index": 0, key: content, "logprobs": null, "finish_reason": reason, "stop_reason": null})
+        json!({"index": index, key: content, "logprobs": null, "finish_reason": reason, "stop_reason": null})
     }
 
-    fn embedding(&self) -> Value {
-        let mut random = Random::new(self.ask.seed);
-        let vector: Vec<f64> = (0..16).map(|_| random.unit() * 2.0 - 1.0).collect();
-        json!({"object": "embedding", "index": 0, "embedding": vector})
+    fn embedding(&self, index: u64, output: &Output) -> Value {
+        let Vectors { dimensions, base64: packed } = self.ask.vectors;
+        let mut random = Random::new(output.seed);
+        let vector: Vec<f64> = (0..dimensions).map(|_| random.unit() * 2.0 - 1.0).collect();
+        let vector = if packed { json!(base64(&little_endian(&vector))) } else { json!(vector) };
+        json!({"object": "embedding", "index": index, "embedding": vector})
     }
+}
+
+impl Output {
+    fn word(self, index: u64) -> &'static str {
+        let pick = Random::new(self.seed.wrapping_add(index)).below(WORDS.len() as u64);
+        WORDS.get(pick as usize).copied().unwrap_or("reef")
+    }
+}
+
+fn little_endian(vector: &[f64]) -> Vec<u8> {
+    vector.iter().flat_map(|number| (*number as f32).to_le_bytes()).collect()
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |three: &[u8]| {
+        let bits = (0..3).fold(0, |bits, i| bits << 8 | usize::from(*three.get(i).unwrap_or(&0)));
+        let digit = |i: usize| match i <= three.len() {
+            true => char::from(ALPHABET[bits >> (18 - 6 * i) & 63]),
+            false => '=',
+        };
+        [0, 1, 2, 3].map(digit)
+    };
+    bytes.chunks(3).flat_map(group).collect()
 }
 
 async fn complete(writer: &Writer, mut tokens: Paced) -> Response<SimBody> {

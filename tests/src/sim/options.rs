@@ -18,6 +18,8 @@ pub struct Options {
     pub models: Vec<String>,
     /// How long an answer is when the request does not say.
     pub answers: Answers,
+    /// Whether its answers tell clients that ask how busy it is (ORCA).
+    pub reports: Reports,
     /// The engine; its times are virtual.
     pub engine: Parameters,
     /// How many virtual seconds pass in a real one; above 0. Tokio's timer ticks every millisecond, so above about 5
@@ -34,6 +36,18 @@ pub enum Answers {
     Fixed(u64),
     /// Geometric with this mean, as if each token could be the last; the same prompt gets the same length.
     Geometric(f64),
+}
+
+/// Where load reports are, on answers to clients that ask for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reports {
+    /// Nowhere: it knows nothing of them.
+    #[default]
+    Never,
+    /// Among the header fields, as of the moment when the answer begins.
+    Header,
+    /// Among the trailers, as of the moment when it ends. Over HTTP/1 only for clients that say `te: trailers`.
+    Trailer,
 }
 
 impl Options {
@@ -81,6 +95,12 @@ impl Options {
         Self { answers: Answers::Fixed(tokens), ..self }
     }
 
+    /// Reports its load there.
+    #[must_use]
+    pub fn reports(self, reports: Reports) -> Self {
+        Self { reports, ..self }
+    }
+
     /// Listens here.
     #[must_use]
     pub fn listen(self, listen: SocketAddr) -> Self {
@@ -106,6 +126,7 @@ impl Default for Options {
             control: None,
             models: Vec::new(),
             answers: Answers::Geometric(128.0),
+            reports: Reports::Never,
             engine: Parameters::default(),
             speed: 1.0,
             seed: 0,

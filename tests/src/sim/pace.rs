@@ -100,12 +100,13 @@ impl Pace {
     ) -> Result<(Ticket, mpsc::UnboundedReceiver<Token>), Refusal> {
         let mut inner = self.lock();
         let now = self.catch_up(&mut inner);
+        let prompt = job.prompt;
         let id = inner.engine.submit(job).inspect_err(|_| inner.telemetry.rejected())?;
         let (tokens, receiver) = mpsc::unbounded_channel();
         let delivery =
             Delivery { tokens, finish, submitted: now, admitted: None, first: now, latest: now };
         inner.jobs.insert(id, delivery);
-        inner.telemetry.prompt_tokens += job.prompt;
+        inner.telemetry.prompt_tokens += prompt;
         self.catch_up(&mut inner);
         drop(inner);
         self.changed.notify_one();
@@ -127,7 +128,7 @@ impl Pace {
     pub(crate) fn metrics(&self, model: &str, extra: &Extra) -> String {
         let inner = self.lock();
         let engine = &inner.engine;
-        inner.telemetry.page(model, engine.load(), engine.parameters(), extra)
+        inner.telemetry.page(model, engine, extra)
     }
 
     fn abort(&self, job: JobId) {

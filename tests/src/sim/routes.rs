@@ -7,6 +7,7 @@
 //! | `/echo` | what was received, as JSON ([`super::Echo`]) |
 //! | `/mirror` | the request's body, as it arrives |
 //! | `/bytes/N[?chunked=1]` | N bytes of [`super::pattern`], with a length or chunked |
+//! | `/text/N[?chunked=1]` | N bytes of [`super::text`], as `text/plain` |
 //! | `/events/N[?gap=MS][&size=BYTES]` | N server-sent events, then `[DONE]` |
 //! | `/status/CODE` | that status at once; the request's body stays unread |
 //! | `/redirect[?to=TARGET][&status=CODE]` | a redirect |
@@ -17,6 +18,8 @@
 //! | `/close` | an answer with `connection: close` |
 //! | `/ws` | a WebSocket that echoes |
 //! | `/sim/state` `/sim/seen` `/sim/faults` `/sim/resume` `/sim/hang-up` `/sim/slowdown` | control |
+//!
+//! Each request header `x-sim-set: NAME=VALUE` sets a field of the answer's head, whatever the path.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -26,7 +29,7 @@ use std::task::{Context as Cx, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, LOCATION, SERVER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, SERVER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame};
@@ -35,11 +38,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 
 use super::body::{Busy, Counted, SimBody, whole};
-use super::context::{Context, Guard};
+use super::context::{Context, Guard, lock};
 use super::fault::Fault;
 use super::line::{Line, Order};
 use super::openai::{self, Kind};
-use super::samples::{Beat, Pattern};
+use super::reports::Wanted;
+use super::samples::{Beat, Pattern, Text};
 use super::{control, echo, misbehave, websocket};
 
 type Payload = UnsyncBoxBody<Bytes, hyper::Error>;
@@ -52,20 +56,49 @@ pub(crate) async fn answer(
 ) -> Response<SimBody> {
     let busy = Busy::new(&line);
     let bodiless = request.method() == Method::HEAD;
+    let h2 = request.version() == Version::HTTP_2;
     let (parts, body) = request.into_parts();
+    let wanted = Wanted::by(&parts, &context);
+    let set = wishes(&parts);
     let (mut response, guard) = if parts.uri.path().starts_with("/sim/") {
         (control::answer(&context, &parts, body).await, None)
     } else {
         let guard = context.begin(&parts);
         counted(&context, &line, guard, Request::from_parts(parts, body)).await
     };
+    if let Some(report) = wanted {
+        response = report.add(response);
+    }
     let headers = response.headers_mut();
     headers.insert(SERVER, HeaderValue::from_static("outrigger-sim"));
     if let Ok(name) = HeaderValue::from_str(&context.options.name) {
         headers.insert(HeaderName::from_static("x-sim-name"), name);
     }
+    headers.extend(set);
+    if bodiless && h2 {
+        response = head_only(response);
+    }
     let bodiless = bodiless || matches!(response.status().as_u16(), 101 | 204 | 304);
     response.map(|body| Counted::new(body, guard, busy, bodiless).boxed_unsync())
+}
+
+/// Takes the body away and leaves its length: over h2 hyper would send it even to `HEAD`.
+fn head_only(mut response: Response<SimBody>) -> Response<SimBody> {
+    if let Some(length) = response.body().size_hint().exact() {
+        let length = HeaderValue::from(length);
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert(length);
+    }
+    response.map(|_| whole(""))
+}
+
+/// The fields that the request wants to see in the head of its answer; what is no field is left out.
+fn wishes(parts: &Parts) -> HeaderMap {
+    let set = parts.headers.get_all("x-sim-set").iter();
+    set.filter_map(|wish| {
+        let (name, value) = wish.to_str().ok()?.split_once('=')?;
+        Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+    })
+    .collect()
 }
 
 async fn counted(
@@ -75,13 +108,20 @@ async fn counted(
     request: Request<Incoming>,
 ) -> (Response<SimBody>, Option<Guard>) {
     let (parts, body) = request.into_parts();
-    let fault = match context.fault_for(&parts) {
+    let reads_bodies = lock(&context.faults).reads_bodies();
+    let (mut body, mut text) = (body.boxed_unsync(), Bytes::new());
+    if reads_bodies {
+        let Ok(whole) = body.collect().await else { return (broke_off(), None) };
+        text = whole.to_bytes();
+        body = Full::new(text.clone()).map_err(|never| match never {}).boxed_unsync();
+    }
+    let fault = match context.fault_for(&parts, &text) {
         Ok(fault) => fault,
         Err(problem) => return (openai::error(StatusCode::BAD_REQUEST, &problem), Some(guard)),
     };
     let Some(fault) = fault else {
         let call = Call { context, line, parts, slow: 1.0 };
-        return call.route(guard, body.boxed_unsync()).await;
+        return call.route(guard, body).await;
     };
     let Some(body) = keep(&guard, body).await else {
         return (broke_off(), None);
@@ -100,7 +140,7 @@ async fn counted(
 }
 
 /// Receives a body before a fault strikes.
-async fn keep(guard: &Guard, body: Incoming) -> Option<Payload> {
+async fn keep(guard: &Guard, body: Payload) -> Option<Payload> {
     let body = body.collect().await.ok()?;
     guard.body_received();
     Some(body.map_err(|never| match never {}).boxed_unsync())
@@ -216,6 +256,7 @@ impl Call<'_> {
             ("close", "") => with(whole("closing"), CONNECTION, HeaderValue::from_static("close")),
             ("redirect", "") => self.redirect(),
             ("bytes", size) => self.bytes(size),
+            ("text", size) => self.text(size),
             ("events", count) => self.events(count),
             ("status", code) => status(code),
             ("head", size) => big_head(size),
@@ -240,6 +281,12 @@ impl Call<'_> {
             CONTENT_TYPE,
             HeaderValue::from_static("application/octet-stream"),
         )
+    }
+
+    fn text(&self, size: &str) -> Response<SimBody> {
+        let Ok(size) = size.parse() else { return not_a_number() };
+        let body = Text::new(size, self.query("chunked").is_some());
+        with(body.boxed_unsync(), CONTENT_TYPE, HeaderValue::from_static("text/plain"))
     }
 
     fn events(&self, count: &str) -> Response<SimBody> {

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Interval, interval};
 
+use super::random::Random;
+
 /// The pattern repeats after so many bytes; a prime, so that a shifted or swapped block shows.
 const PERIOD: usize = 251;
 const BLOCK: usize = PERIOD * 256;
@@ -58,6 +60,66 @@ impl Body for Pattern {
 
     fn size_hint(&self) -> SizeHint {
         if self.chunked { SizeHint::default() } else { SizeHint::with_exact(self.left) }
+    }
+}
+
+/// The `length` bytes that `/text/LENGTH` answers with: letters at random, always the same, which shrink by a quarter.
+pub fn text(length: usize) -> Vec<u8> {
+    let blocks = length.div_ceil(TEXT_BLOCK) as u64;
+    let mut text: Vec<u8> = (0..blocks).flat_map(text_block).collect();
+    text.truncate(length);
+    text
+}
+
+const TEXT_BLOCK: usize = 64 * 1024;
+
+fn text_block(index: u64) -> Vec<u8> {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 \n";
+    let mut random = Random::new(index);
+    let eight = |_| {
+        let bits = random.bits();
+        [0, 8, 16, 24, 32, 40, 48, 56].map(|shift| LETTERS[(bits >> shift) as usize % 64])
+    };
+    (0..TEXT_BLOCK / 8).flat_map(eight).collect()
+}
+
+/// The body of `/text/LENGTH`.
+pub(crate) struct Text {
+    left: usize,
+    next: u64,
+    chunked: bool,
+}
+
+impl Text {
+    pub(crate) fn new(length: usize, chunked: bool) -> Self {
+        Self { left: length, next: 0, chunked }
+    }
+}
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Cx<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let mut block = text_block(self.next);
+        block.truncate(self.left);
+        self.left -= block.len();
+        self.next += 1;
+        Poll::Ready(Some(Ok(Frame::data(block.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.chunked { SizeHint::default() } else { SizeHint::with_exact(self.left as u64) }
     }
 }
 

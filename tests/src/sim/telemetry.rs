@@ -1,12 +1,12 @@
 //! The simulator's `/metrics`, in vLLM's names and labels.
 //!
 //! Latencies are in real seconds, so that they agree with what a client of a sped-up simulator measures. Series that
-//! vLLM has and a simulator has nothing to say about (prefix cache, LoRA, process) are left out.
+//! vLLM has and a simulator has nothing to say about (LoRA, process) are left out.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::engine::{Load, Parameters};
+use super::engine::Engine;
 
 const FIRST_TOKEN: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -131,21 +131,19 @@ impl Telemetry {
     }
 
     /// The whole page.
-    pub(crate) fn page(
-        &self,
-        model: &str,
-        load: Load,
-        engine: &Parameters,
-        extra: &Extra,
-    ) -> String {
+    pub(crate) fn page(&self, model: &str, engine: &Engine, extra: &Extra) -> String {
+        let load = engine.load();
         let mut page = Page { text: String::with_capacity(16 * 1024), model };
         page.gauge("vllm:num_requests_running", load.running as f64);
         page.gauge("vllm:num_requests_waiting", load.waiting as f64);
         page.gauge("vllm:kv_cache_usage_perc", load.kv_usage());
-        let (block, blocks) = (engine.kv_block.to_string(), load.kv_blocks.to_string());
+        let block = engine.parameters().kv_block.to_string();
+        let blocks = load.kv_blocks.to_string();
         let info = [("block_size", &*block), ("num_gpu_blocks", &*blocks)];
         page.head("vllm:cache_config_info", "gauge");
         page.sample("vllm:cache_config_info", &info, 1.0);
+        page.counter("vllm:prefix_cache_queries_total", engine.reuse().asked);
+        page.counter("vllm:prefix_cache_hits_total", engine.reuse().found);
         page.counter("vllm:num_preemptions_total", self.preemptions);
         page.counter("vllm:prompt_tokens_total", self.prompt_tokens);
         page.counter("vllm:generation_tokens_total", self.generated_tokens);

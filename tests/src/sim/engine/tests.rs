@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Engine, Event, Job, JobId, Parameters, Refusal, What};
-use crate::sim::random::Random;
+use super::super::random::Random;
+use super::{Engine, Event, Job, JobId, Parameters, Refusal, Request, What};
 
 fn ms(ms: f64) -> Duration {
     Duration::from_secs_f64(ms / 1000.0)
@@ -31,7 +31,7 @@ fn near(a: Duration, b: Duration) -> bool {
 #[test]
 fn one_request_reads_its_prompt_and_decodes() {
     let mut engine = Engine::new(Parameters::default());
-    let job = engine.submit(Job { prompt: 800, answer: 3 }).unwrap();
+    let job = engine.submit(Job::new(800, 3)).unwrap();
     let times = tokens(&exhaust(&mut engine), job);
     // 800 tokens at 8000 per second, then steps of 6 + 0.35 ms.
     assert_eq!(times.len(), 3);
@@ -44,9 +44,9 @@ fn one_request_reads_its_prompt_and_decodes() {
 #[test]
 fn a_long_prompt_is_read_in_chunks_and_does_not_stop_the_others() {
     let mut engine = Engine::new(Parameters::default());
-    let short = engine.submit(Job { prompt: 8, answer: 50 }).unwrap();
+    let short = engine.submit(Job::new(8, 50)).unwrap();
     engine.advance(Duration::ZERO);
-    let long = engine.submit(Job { prompt: 10_000, answer: 1 }).unwrap();
+    let long = engine.submit(Job::new(10_000, 1)).unwrap();
     let events = exhaust(&mut engine);
     let first = tokens(&events, long)[0];
     let meanwhile = tokens(&events, short).into_iter().filter(|at| *at < first).count();
@@ -62,8 +62,7 @@ fn a_long_prompt_is_read_in_chunks_and_does_not_stop_the_others() {
 fn a_step_takes_longer_the_more_requests_decode() {
     let gap = |requests: usize| {
         let mut engine = Engine::new(Parameters::default());
-        let jobs: Vec<_> =
-            (0..requests).map(|_| engine.submit(Job { prompt: 1, answer: 3 }).unwrap()).collect();
+        let jobs: Vec<_> = (0..requests).map(|_| engine.submit(Job::new(1, 3)).unwrap()).collect();
         let times = tokens(&exhaust(&mut engine), jobs[0]);
         times[2] - times[1]
     };
@@ -74,7 +73,7 @@ fn a_step_takes_longer_the_more_requests_decode() {
 #[test]
 fn slowdown_multiplies_every_step() {
     let mut engine = Engine::new(Parameters { slowdown: 3.0, ..Parameters::default() });
-    let job = engine.submit(Job { prompt: 80, answer: 2 }).unwrap();
+    let job = engine.submit(Job::new(80, 2)).unwrap();
     let times = tokens(&exhaust(&mut engine), job);
     assert!(near(times[0], ms(30.0)) && near(times[1], ms(30.0 + 19.05)));
 }
@@ -84,20 +83,20 @@ fn what_can_never_fit_and_what_overflows_the_queue_is_refused() {
     let parameters =
         Parameters { kv_tokens: 160, max_running: 1, max_waiting: 2, ..Parameters::default() };
     let mut engine = Engine::new(parameters);
-    assert_eq!(engine.submit(Job { prompt: 150, answer: 11 }), Err(Refusal::TooLong));
-    engine.submit(Job { prompt: 150, answer: 10 }).unwrap();
+    assert_eq!(engine.submit(Job::new(150, 11)), Err(Refusal::TooLong));
+    engine.submit(Job::new(150, 10)).unwrap();
     engine.advance(Duration::ZERO);
-    engine.submit(Job { prompt: 1, answer: 1 }).unwrap();
-    engine.submit(Job { prompt: 1, answer: 1 }).unwrap();
-    assert_eq!(engine.submit(Job { prompt: 1, answer: 1 }), Err(Refusal::QueueFull));
+    engine.submit(Job::new(1, 1)).unwrap();
+    engine.submit(Job::new(1, 1)).unwrap();
+    assert_eq!(engine.submit(Job::new(1, 1)), Err(Refusal::QueueFull));
 }
 
 #[test]
 fn a_full_cache_puts_the_youngest_back_and_it_loses_no_token() {
     let parameters = Parameters { kv_tokens: 96, ..Parameters::default() };
     let mut engine = Engine::new(parameters);
-    let old = engine.submit(Job { prompt: 32, answer: 40 }).unwrap();
-    let young = engine.submit(Job { prompt: 32, answer: 40 }).unwrap();
+    let old = engine.submit(Job::new(32, 40)).unwrap();
+    let young = engine.submit(Job::new(32, 40)).unwrap();
     let events = exhaust(&mut engine);
     let preempted = |job| events.iter().any(|event| event.what == What::Preempted(job));
     assert!(preempted(young) && !preempted(old));
@@ -109,8 +108,8 @@ fn a_full_cache_puts_the_youngest_back_and_it_loses_no_token() {
 #[test]
 fn aborting_gives_the_place_and_the_memory_back_at_once() {
     let mut engine = Engine::new(Parameters { max_running: 1, ..Parameters::default() });
-    let first = engine.submit(Job { prompt: 100, answer: 100 }).unwrap();
-    let second = engine.submit(Job { prompt: 1, answer: 1 }).unwrap();
+    let first = engine.submit(Job::new(100, 100)).unwrap();
+    let second = engine.submit(Job::new(1, 1)).unwrap();
     engine.advance(Duration::ZERO);
     assert_eq!((engine.load().running, engine.load().waiting), (1, 1));
     assert!(engine.abort(first));
@@ -118,6 +117,71 @@ fn aborting_gives_the_place_and_the_memory_back_at_once() {
     assert!(!engine.abort(first), "it is gone");
     let events = exhaust(&mut engine);
     assert_eq!((tokens(&events, first).len(), tokens(&events, second).len()), (0, 1));
+}
+
+/// A prompt of `blocks` full blocks and one token more, the first `shared` of which are those of every prompt `head`.
+fn prompt(head: u64, shared: u64, blocks: u64) -> Job {
+    let name = |k| if k < shared { head * 1000 + k } else { u64::MAX - head * 1000 - k };
+    Job { blocks: (0..blocks).map(name).collect(), ..Job::new(16 * blocks + 1, 2) }
+}
+
+/// How many tokens of its prompt a request that comes alone has to read.
+fn tokens_read(engine: &mut Engine, job: Job) -> u64 {
+    engine.submit(job).unwrap();
+    let read = |event: &Event| match event.what {
+        What::Step { prefill, .. } => prefill,
+        _ => 0,
+    };
+    exhaust(engine).iter().map(read).sum()
+}
+
+#[test]
+fn a_known_head_is_not_read_again() {
+    let mut engine = Engine::new(Parameters::default());
+    assert_eq!(tokens_read(&mut engine, prompt(1, 10, 10)), 161);
+    assert_eq!(tokens_read(&mut engine, prompt(1, 10, 10)), 1, "the last token is always read");
+    assert_eq!(tokens_read(&mut engine, prompt(1, 4, 10)), 161 - 4 * 16);
+    assert_eq!(tokens_read(&mut engine, prompt(2, 10, 10)), 161);
+    let whole = Job { blocks: (1000..1010).collect(), ..Job::new(160, 1) };
+    assert_eq!(tokens_read(&mut engine, whole), 16, "and with it the block it is in");
+    assert_eq!(engine.reuse().found, 160 + 4 * 16 + 144);
+    assert_eq!(engine.load().kv_blocks_used, 0, "what nobody uses does not count");
+}
+
+#[test]
+fn requests_at_the_same_time_hold_their_head_once() {
+    let mut engine = Engine::new(Parameters::default());
+    engine.submit(Job { answer: 50, ..prompt(1, 10, 10) }).unwrap();
+    engine.submit(Job { answer: 50, ..prompt(1, 10, 10) }).unwrap();
+    engine.advance(Duration::ZERO);
+    assert_eq!(engine.load().kv_blocks_used, 22, "both read it: neither knew of the other");
+    engine.advance(engine.next_event().unwrap());
+    assert_eq!(engine.load().kv_blocks_used, 12);
+    engine.submit(Job { answer: 50, ..prompt(1, 10, 10) }).unwrap();
+    engine.advance(engine.next_event().unwrap());
+    assert_eq!(engine.load().kv_blocks_used, 13);
+}
+
+#[test]
+fn what_was_used_least_recently_goes_first_and_a_tail_before_its_head() {
+    let mut engine = Engine::new(Parameters { kv_tokens: 16 * 25, ..Parameters::default() });
+    for head in [1, 2, 1] {
+        tokens_read(&mut engine, prompt(head, 10, 10));
+    }
+    // Twelve blocks: five are empty, seven are the tail of prompt 2.
+    assert_eq!(tokens_read(&mut engine, Job::new(16 * 12, 1)), 16 * 12);
+    assert_eq!(tokens_read(&mut engine, prompt(1, 10, 10)), 1);
+    assert_eq!(tokens_read(&mut engine, prompt(2, 10, 10)), 161 - 3 * 16);
+}
+
+#[test]
+fn a_request_that_was_put_back_finds_its_own_prompt_again() {
+    let mut engine = Engine::new(Parameters { kv_tokens: 96, ..Parameters::default() });
+    engine.submit(Job::new(32, 40)).unwrap();
+    engine.submit(Job { answer: 30, ..prompt(1, 2, 2) }).unwrap();
+    let events = exhaust(&mut engine);
+    assert!(events.iter().any(|event| matches!(event.what, What::Preempted(_))));
+    assert!(engine.reuse().found >= 16, "{:?}", engine.reuse());
 }
 
 /// Drives an engine with random arrivals and hang-ups and checks after every move what must always hold.
@@ -178,7 +242,10 @@ impl Trial {
 
     fn submit(&mut self) {
         let (prompt, answer) = (1 + self.random.below(600), 1 + self.random.below(60));
-        let id = self.engine.submit(Job { prompt, answer }).unwrap();
+        let head = 1 + self.random.below(4);
+        let named = self.random.below(40);
+        let job = Job { blocks: (0..named).map(|k| head * 1000 + k).collect(), prompt, answer };
+        let id = self.engine.submit(job).unwrap();
         self.asked.insert(id, answer);
     }
 
@@ -201,6 +268,7 @@ impl Trial {
             self.take(&event);
             self.events.push(event);
         }
+        self.account();
         let load = self.engine.load();
         assert!(load.running <= 8 && load.kv_blocks_used <= load.kv_blocks);
         assert_eq!(
@@ -209,6 +277,15 @@ impl Trial {
         );
         let idle = load.running + load.waiting == 0;
         assert!(idle || self.engine.next_event().is_some(), "work is never left lying");
+    }
+
+    /// Every block is empty, in the cache under a name, or held by one request alone.
+    fn account(&self) {
+        let cache = &self.engine.cache;
+        let own = |request: &Request| request.blocks - request.named as u64;
+        let held: u64 = self.engine.running.iter().map(own).sum();
+        assert_eq!(cache.accounted() + held, cache.capacity());
+        assert!(self.engine.waiting.iter().all(|request| request.blocks == 0));
     }
 
     fn take(&mut self, event: &Event) {
