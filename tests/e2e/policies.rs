@@ -329,14 +329,12 @@ async fn send_in_pieces(proxy: &Proxy, body: Vec<u8>) -> Answer {
     tokio::join!(call.send(proxy.address()), feeding).0
 }
 
-/// The same story in another JSON.
+/// The same story, with other members before it.
 fn body_of(story: usize) -> Vec<u8> {
-    let prompt = format!("Once there was {}, ", user(story)).repeat(250);
-    format!(
-        "{{\"model\":\"another-model\",\"max_tokens\":2,\"temperature\":0.7,\
-         \"messages\":[{{\"content\":\"{prompt} The end.\",\"role\":\"user\"}}]}}"
-    )
-    .into_bytes()
+    let prompt = format!("Once there was {}, ", user(story)).repeat(250) + "The end.";
+    let messages = serde_json::json!([{"role": "user", "content": prompt}]);
+    let before = "\"model\":\"another-model\",\"max_tokens\":2,\"temperature\":0.7";
+    format!("{{{before},\"messages\":{messages}}}").into_bytes()
 }
 
 #[tokio::test]

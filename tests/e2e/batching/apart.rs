@@ -3,12 +3,14 @@
 use outrigger_tests::harness::{Call, Load, Proxy};
 use outrigger_tests::sim::{Options, Simulator};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::{
     COMPLETIONS, EMBEDDINGS, FULL, PATIENT, Table, at_once, batches, call_of, calls_of, complete,
     embed, expect_company, expect_own, text, told, travelled,
 };
-use crate::fleet::{endpoints, sim};
+use crate::fleet::{endpoints, one_backend_at, sim};
 
 /// Sends as many of two kinds as fill a batch each, mixed; expects each kind to travel together and not with the other.
 async fn never_meet(
@@ -119,6 +121,66 @@ async fn queries_never_meet() {
     let (one, two) = ("/v1/embeddings?api-version=1", "/v1/embeddings?api-version=2");
     never_meet(&table, "query", to(one), to(two)).await;
     never_meet(&table, "no query", to(EMBEDDINGS), to(one)).await;
+}
+
+/// A server that tells each request its id, as some do: a whole answer for every request that it reads.
+async fn telling_ids(listener: TcpListener) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(tell_ids(stream));
+    }
+}
+
+async fn tell_ids(mut stream: TcpStream) -> Option<()> {
+    let mut bytes = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(at) = bytes.windows(4).position(|part| part == b"\r\n\r\n") {
+                break at + 4;
+            }
+            stream.read_buf(&mut bytes).await.ok().filter(|count| *count > 0)?;
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+        let field = |name: &str| {
+            let line = head.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value| value.trim().to_owned())
+        };
+        let length: usize = field("content-length:")?.parse().ok()?;
+        while bytes.len() < end + length {
+            stream.read_buf(&mut bytes).await.ok().filter(|count| *count > 0)?;
+        }
+        let ask: Value = serde_json::from_slice(&bytes[end..end + length]).ok()?;
+        bytes.drain(..end + length);
+        let prompts = ask["input"].as_array().map_or(1, Vec::len);
+        let data = (0..prompts).map(|index| json!({"index": index, "embedding": [index]}));
+        let body = json!({"id": "embd-told-0", "data": data.collect::<Vec<_>>()}).to_string();
+        let id = field("x-request-id:")?;
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: {id}\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.ok()?;
+    }
+}
+
+/// Whoever looks for his request in the server's log must not find another's.
+#[tokio::test]
+async fn nobody_is_told_the_id_of_another() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(telling_ids(listener));
+    let batch = "batch: { window: 50ms, requests: 8, bytes: 1MiB }";
+    let proxy = Proxy::start(&one_backend_at(&format!("['{address}']"), "", batch)).await;
+    let call =
+        |index: usize| embed(text(index)).header("x-request-id", &format!("request-{index}"));
+    let report = Load::of(400).at_once(32).run(proxy.address(), call).await;
+    assert_eq!(report.ok(), 400, "{:?}", report.outcomes());
+    assert!(travelled(&proxy.metrics().await, "together") > 0);
+    for sample in &report.samples {
+        let answer = sample.answer.as_ref().expect("an answer");
+        let own = format!("request-{}", sample.index);
+        assert!(answer.header("x-request-id").is_none_or(|id| id == own), "{own}: {answer:?}");
+    }
 }
 
 #[tokio::test]

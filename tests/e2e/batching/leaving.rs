@@ -142,6 +142,25 @@ async fn who_hangs_up_while_the_batch_is_under_way_hurts_nobody() {
     await_idle(&table.proxy).await;
 }
 
+/// Nobody is left to read the answer, so that the engine need not go on either.
+#[tokio::test]
+async fn when_all_have_hung_up_their_call_is_given_up() {
+    let table = Table::set("").await;
+    table.expects_company(embed).await;
+    let before = table.simulator.state().aborted;
+    table.simulator.inflict(Rule::always(Fault::StallFirstByte(None)).times(1));
+    let mut waiting = Vec::new();
+    for index in 0..FULL {
+        waiting.push(tokio::spawn(embed(text(index)).try_open(table.address())));
+    }
+    table.simulator.reached(|state| state.in_flight == 1).await;
+    waiting.iter().for_each(JoinHandle::abort);
+    in_flight(&table.proxy, 0).await;
+    table.simulator.reached(|state| state.in_flight == 0).await;
+    assert_eq!(table.simulator.state().aborted, before + 1);
+    await_idle(&table.proxy).await;
+}
+
 #[tokio::test]
 async fn a_reload_loses_nobody_who_waits() {
     for changed in ["batch: off", "batch: { window: 900ms, requests: 4, bytes: 1MiB }"] {

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use outrigger_tests::harness::{Load, Proxy, Sample};
+use outrigger_tests::harness::{Load, Metrics, Proxy, Sample};
 use outrigger_tests::sim::{Fault, Options, Simulator};
 use serde_json::Value;
+use tokio::task::JoinSet;
 
-use super::{EVEN, Guarded, ask, config, rolled_back, taken_out, weight};
+use super::{EVEN, Guarded, ask, config, requests, rolled_back, taken_out, weight};
 use crate::fleet::{endpoints, reload};
 
 /// Fails unless the rollback is still in force and told.
@@ -79,6 +80,31 @@ async fn after_beginning_anew_a_bad_canary_is_taken_out_again() {
     expect_still_out(&guarded).await;
 }
 
+/// Requests that were begun before a reload end under the old guard; what that finds out then concerns nobody any more.
+#[tokio::test]
+async fn a_guard_of_before_does_not_speak_for_the_one_in_force() {
+    let guarded = Guarded::alike("").await;
+    let slow = "deadline: { first_byte: 2500ms }";
+    reload(&guarded.proxy, &config(&guarded.stable, &guarded.canary, EVEN, "", slow)).await;
+    guarded.canary.fault(Fault::StallFirstByte(None));
+    let (mut sent, mut pause) =
+        (JoinSet::new(), tokio::time::interval(std::time::Duration::from_millis(10)));
+    for _ in 0..220 {
+        pause.tick().await;
+        sent.spawn(ask().send(guarded.proxy.address()));
+    }
+    // Those of the canary will fail for two seconds to come.
+    let yaml = config(&guarded.stable, &guarded.canary, EVEN, "errors: 2%", slow);
+    reload(&guarded.proxy, &yaml).await;
+    let answers = sent.join_all().await;
+    let failed = answers.iter().filter(|answer| answer.status == 504).count();
+    assert_eq!(failed, 110);
+    guarded.canary.clear_faults();
+    let ended = |m: &Metrics| requests(m, "canary") == 110;
+    guarded.proxy.await_metrics(ended).await;
+    expect_anew(&guarded).await;
+}
+
 /// Evidence is gathered over the whole life of the guard, however often the file is read meanwhile.
 #[tokio::test]
 async fn reloads_meanwhile_do_not_make_the_guard_forget() {
@@ -122,6 +148,46 @@ async fn arms(proxy: &Proxy) -> BTreeMap<usize, String> {
         Some((sample.index, answer.header("x-outrigger-arm")?.to_owned()))
     };
     report.samples.iter().filter_map(arm).collect()
+}
+
+/// Lets the canary of three arms grow and then takes it out, and expects that keys only move into it and out of it.
+async fn keys_only_move_with_the_canary(split: &str) {
+    let [stable, canary, other] =
+        ["stable", "canary", "other"].map(|name| Simulator::start(Options::named(name)));
+    let yaml = format!(
+        "backends:\n  stable: {{ endpoints: {} }}\n  canary: {{ endpoints: {} }}\n  other: {{ endpoints: {} }}\n\
+         routes: [{{ name: all, split: {split}, expose: [arm], sticky: {{ header: x-user }}, \
+         guard: {{ arm: canary, against: stable, first_byte: off, \
+         steps: {{ weights: [10, 40, 70], every: 10ms, requests: 200 }} }} }}]\n",
+        endpoints(&[&stable]),
+        endpoints(&[&canary]),
+        endpoints(&[&other]),
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let guarded = Guarded { stable, canary, proxy, yaml };
+    let first = arms(&guarded.proxy).await;
+    guarded.send_until(2_000, |metrics| weight(metrics) == 40.0).await;
+    let second = arms(&guarded.proxy).await;
+    assert_eq!(weight(&guarded.proxy.metrics().await), 40.0, "not yet the next step");
+    guarded.canary.fault(Fault::Status(500, None));
+    guarded.send_until(3_000, taken_out).await;
+    let third = arms(&guarded.proxy).await;
+    let share = |arms: &BTreeMap<usize, String>| arms.values().filter(|a| *a == "canary").count();
+    assert!(share(&first) < share(&second) && share(&third) == 0, "{first:?} {second:?}");
+    for key in 0..KEYS {
+        let [one, two, three] = [&first, &second, &third].map(|arms| &*arms[&key]);
+        assert!(two == one || two == "canary", "{split}, {key}: {one}, {two} as it grew");
+        assert!(three == two || two == "canary", "{split}, {key}: {two}, {three} as it went");
+        // Whoever had been elsewhere before is there again.
+        assert!(one == "canary" || three == one, "{split}, {key}: {one}, {two}, {three}");
+    }
+}
+
+#[tokio::test]
+async fn keys_only_move_with_the_canary_whatever_its_place() {
+    keys_only_move_with_the_canary("{ stable: 40, canary: 40, other: 20 }").await;
+    keys_only_move_with_the_canary("{ canary: 40, stable: 40, other: 20 }").await;
+    keys_only_move_with_the_canary("{ other: 20, stable: 40, canary: 40 }").await;
 }
 
 /// Takes the canary of three arms out and expects that nobody else's keys move.
