@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use outrigger_tests::harness::{Answer, Call, Load, Protocol, Proxy};
+use outrigger_tests::harness::{Call, Load, Protocol, Proxy};
 use outrigger_tests::sim::{Fault, Simulator};
 
 use crate::fleet::{
@@ -308,33 +308,7 @@ async fn prompts_that_begin_alike_go_to_the_same_endpoint_while_it_is_not_busy()
             let began = sample.answer.as_ref().expect("an answer").by();
             assert_eq!(stories[&sample.index], began, "{policy}: story {}", sample.index);
         }
-        // What stands before the prompt, and how it is cut, does not matter.
-        for (story, place) in &stories {
-            let answer = send_in_pieces(&proxy, body_of(*story)).await;
-            assert_eq!((answer.status, answer.by()), (200, &**place), "{policy}: story {story}");
-        }
     }
-}
-
-/// Sends a prompt in small chunks.
-async fn send_in_pieces(proxy: &Proxy, body: Vec<u8>) -> Answer {
-    let json = Call::post("/v1/chat/completions").header("content-type", "application/json");
-    let (call, feed) = json.fed();
-    let feeding = async {
-        for piece in body.chunks(700) {
-            assert!(feed.send(bytes::Bytes::copy_from_slice(piece)).await);
-        }
-        drop(feed);
-    };
-    tokio::join!(call.send(proxy.address()), feeding).0
-}
-
-/// The same story, with other members before it.
-fn body_of(story: usize) -> Vec<u8> {
-    let prompt = format!("Once there was {}, ", user(story)).repeat(250) + "The end.";
-    let messages = serde_json::json!([{"role": "user", "content": prompt}]);
-    let before = "\"model\":\"another-model\",\"max_tokens\":2,\"temperature\":0.7";
-    format!("{{{before},\"messages\":{messages}}}").into_bytes()
 }
 
 #[tokio::test]

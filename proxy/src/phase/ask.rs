@@ -4,7 +4,7 @@
 //! read goes on to the endpoint as it came. Other bodies are not waited for: a stream of messages may want an answer to
 //! the first before it sends the second.
 
-use std::sync::LazyLock;
+use std::{borrow::Cow, sync::LazyLock};
 
 use bytes::Bytes;
 use memchr::memmem::Finder;
@@ -87,22 +87,37 @@ fn key_of(request: &Request, key: &Key) -> Option<u64> {
 
 /// Of the prompt's first `most` bytes, from the name of the member that holds it.
 fn prefix_of(pieces: &[Bytes], most: usize) -> Prefix {
-    let start = pieces.first().map_or(0, |first| prompt_start(first));
-    let mut left = most;
-    let mut skip = start;
+    let (mut skip, mut left) = (prompt_start(&beginning(pieces)), most);
     let mut builder = Prefix::builder();
     for piece in pieces {
-        let piece = &piece[skip.min(piece.len())..];
-        skip = 0;
+        let skipped = skip.min(piece.len());
+        skip -= skipped;
+        let piece = &piece[skipped..];
         builder.feed(&piece[..left.min(piece.len())]);
         left -= left.min(piece.len());
     }
     builder.finish()
 }
 
-fn prompt_start(head: &[u8]) -> usize {
-    let head = &head[..head.len().min(PREAMBLE)];
-    PROMPTS.iter().filter_map(|name| name.find(head)).min().unwrap_or(0)
+/// Where the prompt is looked for, in one piece.
+fn beginning(pieces: &[Bytes]) -> Cow<'_, [u8]> {
+    match pieces {
+        [] => Cow::Borrowed(&[]),
+        [first, ..] if first.len() >= PREAMBLE || pieces.len() == 1 => {
+            Cow::Borrowed(&first[..first.len().min(PREAMBLE)])
+        }
+        pieces => {
+            let mut start = Vec::with_capacity(PREAMBLE);
+            for piece in pieces {
+                start.extend_from_slice(&piece[..piece.len().min(PREAMBLE - start.len())]);
+            }
+            Cow::Owned(start)
+        }
+    }
+}
+
+fn prompt_start(beginning: &[u8]) -> usize {
+    PROMPTS.iter().filter_map(|name| name.find(beginning)).min().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -129,5 +144,8 @@ mod tests {
         let body = format!("{{\"prompt\":\"{}", "another word ".repeat(500));
         let whole = prefix(&[&body]);
         assert_eq!(whole, prefix(&[&body[..700], &body[700..701], &body[701..]]));
+        assert_eq!(whole, prefix(&[&body[..1], &body[1..5], &body[5..6], &body[6..]]));
+        let late = format!("{{\"metadata\":\"{}\",{}", "x".repeat(900), &body[1..]);
+        assert_eq!(whole, prefix(&[&late[..300], &late[300..800], &late[800..]]));
     }
 }
