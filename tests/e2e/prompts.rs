@@ -77,6 +77,7 @@ async fn measure(at_once: usize) {
 }
 
 #[tokio::test]
+#[ignore = "a measurement: run it alone on a quiet machine"]
 async fn twenty_long_prompts_at_once() {
     measure(20).await;
 }
