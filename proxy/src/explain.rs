@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use outrigger_config::{
     Config,
-    validated::{Action, Arm, Deadline, Retry, Route, Sticky},
+    validated::{Action, Adaptive, Arm, Bound, Deadline, Retry, Route, Sticky},
 };
 
 use crate::{
@@ -134,16 +134,24 @@ fn write_beside(out: &mut String, route: &Route) -> std::fmt::Result {
 }
 
 fn write_deadline(out: &mut String, deadline: &Deadline) -> std::fmt::Result {
-    let text =
-        |limit: Option<std::time::Duration>| limit.map_or("off".to_owned(), |d| format!("{d:?}"));
     writeln!(
         out,
         "  deadline connect {}, first byte {}, gap {}, total {}",
-        text(deadline.connect),
-        text(deadline.first_byte),
-        text(deadline.gap),
-        text(deadline.total),
+        bound(&deadline.connect),
+        bound(&deadline.first_byte),
+        bound(&deadline.gap),
+        deadline.total.map_or("off".to_owned(), |total| format!("{total:?}")),
     )
+}
+
+fn bound(bound: &Bound) -> String {
+    match bound {
+        Bound::Off => "off".to_owned(),
+        Bound::Fixed(limit) => format!("{limit:?}"),
+        Bound::Adaptive(Adaptive { strategy, floor, ceiling, .. }) => {
+            format!("learned by {} within {floor:?} to {ceiling:?}", strategy.name())
+        }
+    }
 }
 
 fn write_retry(out: &mut String, retry: Option<&Retry>) -> std::fmt::Result {

@@ -91,6 +91,8 @@ pub struct Trail {
     pub endpoint: Option<Arc<Endpoint>>,
     /// How long the last connection took to make; `None` when it was used again.
     pub connect: Option<Duration>,
+    /// How long the first byte of the last attempt was waited for, where that was not simply configured.
+    pub deadline: Option<Duration>,
     /// The status that was sent.
     pub status: Option<u16>,
 }

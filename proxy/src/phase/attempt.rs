@@ -200,12 +200,13 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     /// The connect deadline, shortened to what is left of the total.
     fn connect_limit(&self) -> Result<Option<Duration>, Failure> {
         let deadline = &self.route.settings.deadline;
-        let Some(total) = deadline.total else { return Ok(deadline.connect) };
+        let connect = deadline.connect.longest();
+        let Some(total) = deadline.total else { return Ok(connect) };
         let left = total.saturating_sub(self.request.start.elapsed());
         if left.is_zero() {
             return Err(expired(self.request, self.route, Expiry::Total));
         }
-        Ok(Some(deadline.connect.map_or(left, |connect| connect.min(left))))
+        Ok(Some(connect.map_or(left, |connect| connect.min(left))))
     }
 
     fn dial_failed(&self, place: &mut Place, error: &DialError) -> Miss {
@@ -305,8 +306,8 @@ fn bounds(request: &Request, route: &Route, backend: &Backend) -> Bounds {
     let deadline = &route.settings.deadline;
     let limits = &request.snapshot.config.limits;
     Bounds {
-        first_byte: deadline.first_byte,
-        gap: deadline.gap,
+        first_byte: deadline.first_byte.longest(),
+        gap: deadline.gap.longest(),
         total: deadline.total.map(|total| request.start + total),
         client_body: limits.body_timeout,
         client_read: limits.write_timeout,
@@ -559,8 +560,10 @@ fn client_gone() -> Failure {
 pub fn expired(request: &Request, route: &Route, expiry: Expiry) -> Failure {
     let deadline = &route.settings.deadline;
     let (outcome, name, limit) = match expiry {
-        Expiry::FirstByte => (Outcome::FirstByteTimeout, "first_byte", deadline.first_byte),
-        Expiry::Gap => (Outcome::GapTimeout, "gap", deadline.gap),
+        Expiry::FirstByte => {
+            (Outcome::FirstByteTimeout, "first_byte", deadline.first_byte.longest())
+        }
+        Expiry::Gap => (Outcome::GapTimeout, "gap", deadline.gap.longest()),
         Expiry::Stalled => (Outcome::Stalled, "stall", None),
         Expiry::Total | Expiry::ClientBody | Expiry::ClientRead => {
             (Outcome::TotalTimeout, "total", deadline.total)

@@ -85,6 +85,7 @@ fn record<'a>(
         outcome,
         duration,
         first_byte,
+        deadline: trail.deadline,
         upstream_connect: trail.connect,
         attempts: trail.attempts,
         bytes_in: request.upload.received(),

@@ -138,7 +138,7 @@ impl Errand {
         let Choice::Taken(mut place) = chosen else { return Err(Outcome::NoEndpoint) };
         let endpoint = Arc::clone(place.endpoint());
         let head = self.head_to(&place, body.len());
-        let limit = self.route.settings.deadline.first_byte;
+        let limit = self.route.settings.deadline.first_byte.longest();
         match bounded(limit, self.exchange(&endpoint, &head, body)).await {
             Ok(answer) => {
                 let good = (200..300).contains(&answer.status);
@@ -174,7 +174,7 @@ impl Errand {
         body: Bytes,
     ) -> Result<Fetched, Missed> {
         let settings = &self.backend.settings;
-        let limit = self.route.settings.deadline.connect;
+        let limit = self.route.settings.deadline.connect.longest();
         let (mut upstream, how) = connect(endpoint, settings.protocol, Reuse::Allowed, limit)
             .await
             .map_err(|_| (Outcome::ConnectFailed, outlier::Failure::ConnectRefused))?;
