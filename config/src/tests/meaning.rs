@@ -1,6 +1,7 @@
 //! What a file means: defaults, forms of one thing, what a reload cannot change, what is printed.
 
 mod backends;
+mod deadlines;
 mod routes;
 
 use std::net::SocketAddr;

@@ -24,7 +24,7 @@ pub struct Levels {
 }
 
 /// One level of load.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Level {
     /// The least load, above 0.
     pub from: f64,
