@@ -164,6 +164,7 @@ fn blame(outcome: Outcome) -> Option<bool> {
         | Outcome::ClientTimeout
         | Outcome::ClientGone
         | Outcome::Overloaded
+        | Outcome::Shed
         | Outcome::Draining
         | Outcome::DrainCut
         | Outcome::Internal => None,

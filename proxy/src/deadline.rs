@@ -4,6 +4,7 @@
 //! is left where it is when a deadline moves further away, and looks at the clock when it fires early. It lives with
 //! the client's connection and serves one request after the other.
 
+mod budget;
 mod histogram;
 mod learner;
 mod prices;
@@ -18,7 +19,8 @@ use std::{
 
 use tokio::time::Sleep;
 
-pub use learner::{Basis, Forecast, Knowledge, Learner, Limit, Patience, Settings, Summary};
+pub use budget::Budget;
+pub use learner::{Basis, Forecast, Knowledge, Learner, Limit, Patience, Settings, Size, Summary};
 pub use prices::{Answer, Work};
 pub use strategy::Known;
 

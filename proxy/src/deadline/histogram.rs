@@ -17,10 +17,10 @@
 use std::time::{Duration, Instant};
 
 /// After so long a sample of a busy route counts half.
-pub const HALF_LIFE: Duration = Duration::from_secs(10);
+pub(super) const HALF_LIFE: Duration = Duration::from_secs(10);
 
 /// So many samples later it counts no less than half.
-pub const HALF_SAMPLES: f64 = 32.0;
+pub(super) const HALF_SAMPLES: f64 = 32.0;
 
 /// Parts of a power of two, as a power of two.
 const PRECISION: u32 = 5;
@@ -36,7 +36,7 @@ const HEAVIEST: f64 = 1e15;
 
 /// Where a share of the samples ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Quantile {
+pub(super) enum Quantile {
     /// Here: the upper end of a bucket.
     At(f32),
     /// Above this, which is the longest that anything was waited for in vain.
@@ -45,7 +45,7 @@ pub enum Quantile {
 
 /// Samples by size, late ones more than early ones.
 #[derive(Debug)]
-pub struct Histogram {
+pub(super) struct Histogram {
     ended: Box<[f32]>,
     /// What was cut off; there is none until something is.
     cut: Option<Box<[f32]>>,
@@ -59,7 +59,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// No sample yet.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             ended: vec![0.0; BUCKETS].into(),
             cut: None,
@@ -71,14 +71,14 @@ impl Histogram {
     }
 
     /// A sample of this size.
-    pub fn ended(&mut self, size: f32, now: Instant) {
+    pub(super) fn ended(&mut self, size: f32, now: Instant) {
         self.age(now);
         self.ended[bucket(size)] += self.unit as f32;
         self.sum_ended += self.unit;
     }
 
     /// A sample that is at least so large.
-    pub fn cut_off(&mut self, size: f32, now: Instant) {
+    pub(super) fn cut_off(&mut self, size: f32, now: Instant) {
         self.age(now);
         let cut = self.cut.get_or_insert_with(|| vec![0.0; BUCKETS].into());
         cut[bucket(size)] += self.unit as f32;
@@ -86,17 +86,17 @@ impl Histogram {
     }
 
     /// How many samples that ended it stands for, the present one counted whole.
-    pub fn samples(&self) -> f64 {
+    pub(super) fn samples(&self) -> f64 {
         self.sum_ended / self.unit
     }
 
     /// What share of the samples was cut off.
-    pub fn cut_share(&self) -> f64 {
+    pub(super) fn cut_share(&self) -> f64 {
         self.sum_cut / (self.sum_ended + self.sum_cut).max(f64::MIN_POSITIVE)
     }
 
     /// The size below which a share `q` of the samples is; `None` without samples.
-    pub fn quantile(&self, q: f64) -> Option<Quantile> {
+    pub(super) fn quantile(&self, q: f64) -> Option<Quantile> {
         match &self.cut {
             _ if self.sum_ended + self.sum_cut <= 0.0 => None,
             Some(cut) if self.cut_share() > 1e-6 => Some(self.kaplan_meier(cut, q)),

@@ -4,7 +4,7 @@
 //! and not every one: of a thousand gaps one is beyond the 99.9th percentile of gaps, and every long stream would be
 //! cut.
 //!
-//! **The first byte is predicted.** What it should take follows from the work before it ([`Prices`]); what is learned
+//! **The first byte is predicted.** What it should take follows from the work before it (`prices`); what is learned
 //! is the distribution of *taken over expected*. Its bound times the expectation of a request is its deadline. Where the
 //! prices are wrong for a size of prompt, the distributions by size put it right, streams and whole answers apart.
 //!
@@ -14,7 +14,7 @@
 //! **What was cut off teaches too**, or the estimate would shrink until everything is cut off. Two cases are told apart:
 //!
 //! - The endpoint gave others their first byte meanwhile: it works and was too slow for this one. That is a sample of "at
-//!   least so long" ([`Histogram::cut_off`](super::histogram::Histogram::cut_off)).
+//!   least so long" (`histogram`).
 //! - The endpoint was silent all the while: it hangs, or everything there has become much slower. Of how long answers
 //!   take that says nothing, and its deadlines must not become longer for all endpoints because one hangs. Only this
 //!   endpoint is given more time, twice as long after each time-out and eight times at most ([`Patience`]), until it
@@ -142,6 +142,11 @@ impl Learner {
         &self.settings
     }
 
+    /// What all arms of the route know together, where there are several.
+    pub fn route(&self) -> Option<Arc<Knowledge>> {
+        self.route.clone()
+    }
+
     /// What is to be expected of the first byte of an attempt that has this work before it, at an endpoint with that
     /// [`Patience`].
     pub fn forecast(&self, work: &Work, patience: u32, rng: &mut impl Rng) -> Forecast {
@@ -230,11 +235,6 @@ impl Learner {
         }
     }
 
-    /// The expectation for a request with this work, in seconds.
-    pub fn expect(&self, work: &Work) -> f32 {
-        self.own.first_byte.prices.expect(&Amounts::from(work))
-    }
-
     fn expected(&self, amounts: &Amounts) -> [f32; 2] {
         let route = self.route.as_ref().map(|route| route.first_byte.prices.expect(amounts));
         [self.own.first_byte.prices.expect(amounts), route.unwrap_or_default()]
@@ -271,13 +271,27 @@ impl Learner {
 /// What there is to show.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// First bytes over what was expected, by whether they are of streams, and by the least tokens of the prompt; no
-    /// tokens: of all sizes.
-    pub first_byte: Vec<(bool, Option<u64>, Known)>,
+    /// First bytes.
+    pub first_byte: Vec<Size>,
     /// Longest gaps, in seconds.
     pub gap: Option<Known>,
     /// Connections, in seconds.
     pub connect: Option<Known>,
+}
+
+/// First bytes of requests of a kind and a size.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Of streams; else of answers as a whole.
+    pub streamed: bool,
+    /// The least tokens that a prompt of the size has.
+    pub from: u64,
+    /// A prompt in the middle of the size.
+    pub typical: u64,
+    /// What is expected of that one at an endpoint that has nothing else to do, in seconds.
+    pub expected: f32,
+    /// What is known, over what was expected.
+    pub known: Known,
 }
 
 impl Limit {
@@ -368,15 +382,17 @@ impl FirstBytes {
         }
     }
 
-    fn known(&self) -> Vec<(bool, Option<u64>, Known)> {
+    fn known(&self) -> Vec<Size> {
         let mut all = Vec::new();
-        for (kind, (whole, sizes)) in self.all.iter().zip(&self.by_size).enumerate() {
-            let known = |cell: &OnceLock<Box<Cell>>| cell.get().and_then(|cell| cell.known());
-            all.extend(known(whole).map(|known| (kind == 0, None, known)));
-            let sizes = sizes.iter().enumerate();
-            all.extend(sizes.filter_map(|(size, cell)| {
-                known(cell).map(|known| (kind == 0, Some(Group::least(size)), known))
-            }));
+        for (kind, sizes) in self.by_size.iter().enumerate() {
+            for (size, cell) in sizes.iter().enumerate() {
+                let Some(known) = cell.get().and_then(|cell| cell.known()) else { continue };
+                let (streamed, typical) = (kind == 0, 128 << (2 * size));
+                let answer = if streamed { Answer::Streamed } else { Answer::Whole { most: None } };
+                let work = Work { prompt: typical, answer, ..Work::default() };
+                let expected = self.prices.expect(&Amounts::from(&work));
+                all.push(Size { streamed, from: Group::least(size), typical, expected, known });
+            }
         }
         all
     }

@@ -70,7 +70,7 @@ const LOUDEST: f32 = 1.4;
 
 /// The amounts of a request, in the order of the prices.
 #[derive(Clone, Copy, Debug)]
-pub struct Amounts([f32; THINGS]);
+pub(super) struct Amounts([f32; THINGS]);
 
 impl From<&Work> for Amounts {
     fn from(work: &Work) -> Self {
@@ -93,14 +93,14 @@ impl From<&Work> for Amounts {
 
 /// What each thing costs. Any thread may look and learn; two that learn at once may lose a sample.
 #[derive(Debug)]
-pub struct Prices {
+pub(super) struct Prices {
     seconds: [AtomicU32; THINGS],
     samples: AtomicU32,
 }
 
 impl Prices {
     /// Nothing is known yet.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             seconds: FIRST.map(|price| AtomicU32::new(price.to_bits())),
             samples: AtomicU32::new(0),
@@ -108,12 +108,12 @@ impl Prices {
     }
 
     /// How long a first byte should take, in seconds; above zero.
-    pub fn expect(&self, amounts: &Amounts) -> f32 {
+    pub(super) fn expect(&self, amounts: &Amounts) -> f32 {
         self.shares(amounts).iter().sum()
     }
 
     /// Learns that a request with these amounts took so many seconds.
-    pub fn learn(&self, amounts: &Amounts, seconds: f32) {
+    pub(super) fn learn(&self, amounts: &Amounts, seconds: f32) {
         let shares = self.shares(amounts);
         let expected: f32 = shares.iter().sum();
         let error = (seconds.max(1e-6) / expected).ln().clamp(-LOUDEST, LOUDEST);

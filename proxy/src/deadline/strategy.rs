@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::histogram::{Histogram, Quantile};
 
 /// Fewer samples say nothing about what is rare.
-pub const ENOUGH: f64 = 30.0;
+pub(super) const ENOUGH: f64 = 30.0;
 
 /// The bound is worked out anew after so many samples, or so long; a surprise does not wait.
 const EVERY: u32 = 16;
@@ -34,12 +34,12 @@ const IN_VAIN: f32 = 2.0;
 const ALPHA: f32 = 1.0 / 8.0;
 const BETA: f32 = 1.0 / 4.0;
 const K: f32 = 4.0;
-/// The most that time-outs widen the bound of [`Rto`], as everywhere here ([`super::Patience`]).
+/// The most that time-outs widen the bound of [`Rto`], as everywhere here (`Patience`).
 const MOST_BACKED_OFF: f32 = 8.0;
 
 /// Like samples, of which one can be told from here to another.
 #[derive(Debug)]
-pub struct Cell {
+pub(super) struct Cell {
     strategy: Strategy,
     state: Mutex<State>,
     /// The bound; not a number while there is none.
@@ -82,7 +82,7 @@ pub struct Known {
 
 impl Cell {
     /// No sample yet.
-    pub fn new(strategy: Strategy) -> Self {
+    pub(super) fn new(strategy: Strategy) -> Self {
         let other = match strategy {
             Strategy::Quantile { .. } => Other::None,
             Strategy::MeanStddev { samples, .. } => Other::Recent(Recent::new(samples)),
@@ -93,7 +93,7 @@ impl Cell {
     }
 
     /// Something was served after so long.
-    pub fn served(&self, size: f32, now: Instant) {
+    pub(super) fn served(&self, size: f32, now: Instant) {
         let state = &mut *self.state.lock();
         state.histogram.ended(size, now);
         match &mut state.other {
@@ -106,7 +106,7 @@ impl Cell {
     }
 
     /// Something was waited for in vain for so long.
-    pub fn cut_off(&self, size: f32, now: Instant) {
+    pub(super) fn cut_off(&self, size: f32, now: Instant) {
         let state = &mut *self.state.lock();
         state.histogram.cut_off(size, now);
         match &mut state.other {
@@ -118,13 +118,13 @@ impl Cell {
     }
 
     /// What follows; `None` while there are too few samples.
-    pub fn bound(&self) -> Option<f32> {
+    pub(super) fn bound(&self) -> Option<f32> {
         Some(f32::from_bits(self.bound.load(Relaxed))).filter(|bound| !bound.is_nan())
     }
 
     /// The size below which a share `q` of the samples is; `None` while there are too few. Where so many were cut off
     /// that it can not be known, the longest time that was waited for in vain.
-    pub fn quantile(&self, q: f64) -> Option<f32> {
+    pub(super) fn quantile(&self, q: f64) -> Option<f32> {
         let state = self.state.lock();
         if state.histogram.samples() < ENOUGH {
             return None;
@@ -133,7 +133,7 @@ impl Cell {
     }
 
     /// All that it knows; `None` without samples.
-    pub fn known(&self) -> Option<Known> {
+    pub(super) fn known(&self) -> Option<Known> {
         let bound = self.bound();
         let histogram = &self.state.lock().histogram;
         let at = |q| histogram.quantile(q).map(at_least);
