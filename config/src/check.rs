@@ -20,11 +20,11 @@ use std::time::Duration;
 use crate::read::Document;
 use crate::read::tree::Node;
 use crate::report::{Problem, Report};
-use crate::schema::{EndpointEntry, File, Switch};
+use crate::schema::{EndpointEntry, File, OneOrMany, Switch};
 use crate::units::format_duration;
 use crate::validated::{
     AccessLog, Action, Admin, Backend, Config, Dns, Drain, Endpoint, Forwarding, Host, Key, Limits,
-    Listener, Log, LogField, LogPath, Place, Route, Runtime,
+    Listener, Log, LogField, LogPath, Place, Route, Runtime, Tenant,
 };
 
 pub(crate) use text::endpoint as parse_endpoint;
@@ -139,6 +139,7 @@ impl Checker<'_> {
             backends,
             routes,
             forwarding: Forwarding { trusted_hops: file.forwarding.trusted_hops.0 as usize },
+            tenant: self.tenant(root.at("tenant").at("header"), file),
             access_log: self.access_log(root.at("access_log"), file),
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
@@ -188,6 +189,23 @@ impl Checker<'_> {
             servers.push(server);
         }
         Dns { servers }
+    }
+
+    fn tenant(&mut self, node: &Node, file: &File) -> Tenant {
+        let OneOrMany(names) = &file.tenant.header;
+        if names.is_empty() {
+            self.wrong(node, "is empty: at least one header is needed", None);
+        }
+        let mut header = Vec::new();
+        let items = self.document.items(node, names.len());
+        for (item, name) in items.into_iter().zip(names) {
+            let Some(name) = self.text(item, text::header_name(name)) else { continue };
+            if header.contains(&name) {
+                self.wrong(item, format!("\"{name}\" is listed twice"), None);
+            }
+            header.push(name);
+        }
+        Tenant { header }
     }
 
     fn access_log(&mut self, node: &Node, file: &File) -> AccessLog {

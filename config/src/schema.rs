@@ -67,6 +67,8 @@ pub struct File {
     pub routes: Vec<Route>,
     /// What is believed of the proxies in front.
     pub forwarding: Forwarding,
+    /// Whose request it is.
+    pub tenant: Tenant,
     /// One line per request.
     pub access_log: AccessLog,
     /// How the proxy stops.
@@ -148,6 +150,14 @@ pub struct Forwarding {
     pub trusted_hops: Whole<0, 32>,
 }
 
+/// Whose request it is: requests whose values of these headers are the same are of one tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tenant {
+    /// A request header or a list of them. Default: authorization, x-api-key, api-key.
+    pub header: OneOrMany<String>,
+}
+
 /// One line per request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -191,6 +201,7 @@ impl Default for File {
             backends: IndexMap::new(),
             routes: Vec::new(),
             forwarding: Forwarding { trusted_hops: Whole(0) },
+            tenant: Tenant::default(),
             access_log: AccessLog::default(),
             drain: Drain::default(),
             log: Log::default(),
@@ -229,6 +240,13 @@ impl Default for Limits {
 impl Default for Forwarding {
     fn default() -> Self {
         Self { trusted_hops: Whole(0) }
+    }
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        let header = ["authorization", "x-api-key", "api-key"].map(str::to_owned).to_vec();
+        Self { header: OneOrMany(header) }
     }
 }
 

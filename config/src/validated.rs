@@ -63,6 +63,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What is believed of, and told to, the neighbours.
     pub forwarding: Forwarding,
+    /// Whose request it is.
+    pub tenant: Tenant,
     /// One line per request.
     pub access_log: AccessLog,
     /// How the proxy stops.
@@ -139,6 +141,13 @@ pub struct Forwarding {
     /// How many entries of `x-forwarded-for`, from the right, are believed; 0 = none, the header is
     /// replaced. 0 to 32.
     pub trusted_hops: usize,
+}
+
+/// Whose request it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tenant {
+    /// Request headers (lower case) by whose values tenants are told apart; at least one, each once.
+    pub header: Vec<String>,
 }
 
 /// One line per request.

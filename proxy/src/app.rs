@@ -93,6 +93,7 @@ fn assemble(config: Config) -> Result<Proxy, String> {
         .map_err(|error| format!("can not open the access log {}: {error}", target(&config)))?;
     let snapshot =
         Snapshot::compile(config, None, &registry, &metrics).map_err(|error| error.to_string())?;
+    snapshot.guards_take_over(None);
     metrics.process().config_loaded(SystemTime::now());
     Ok(Proxy {
         snapshot: ArcSwap::from_pointee(snapshot),

@@ -29,35 +29,54 @@ pub struct Canary {
     settings: config::Guard,
     /// As configured.
     weights: Vec<u32>,
-    guard: Mutex<Guard>,
+    watch: Mutex<Watch>,
     metrics: Arc<CanaryMetrics>,
 }
 
+/// A guard and whether it is in force. What it decides is done under the lock, so that nothing is done after it was
+/// relieved.
+struct Watch {
+    guard: Guard,
+    relieved: bool,
+}
+
 impl Canary {
-    /// A guard that knows nothing yet.
+    /// A guard that knows nothing yet, and says nothing before [`Canary::take_over`].
     pub fn new(guard: &config::Guard, route: &config::Route, metrics: Arc<CanaryMetrics>) -> Self {
         let weights = match &route.action {
             config::Action::Split(arms) => arms.iter().map(|arm| arm.weight).collect(),
             config::Action::Redirect(_) | config::Action::Respond(_) => Vec::new(),
         };
-        let now = Instant::now();
-        let canary = Canary {
+        let watch = Watch { guard: Guard::new(settings(guard), Instant::now()), relieved: false };
+        Canary {
             route: route.name.clone(),
             settings: guard.clone(),
-            guard: Mutex::new(Guard::new(settings(guard), now)),
+            watch: Mutex::new(watch),
             weights,
             metrics,
-        };
-        let steps = guard.steps.as_ref();
-        let first = steps.and_then(|steps| steps.weights.first().copied());
-        canary.metrics.rolled_back.set(0);
-        canary.tell_weight(first.map_or_else(|| percent(&canary.weights, guard.arm), i64::from));
-        canary
+        }
+    }
+
+    /// Its configuration is in force: from here on the metrics are its own.
+    pub fn take_over(&self) {
+        let watch = self.watch.lock();
+        let configured = || percent(&self.weights, self.settings.arm);
+        let rolled_back = watch.guard.is_rolled_back();
+        self.metrics.rolled_back.set(rolled_back.into());
+        self.tell_weight(match watch.guard.weight() {
+            _ if rolled_back => 0,
+            weight => weight.map_or_else(configured, i64::from),
+        });
+    }
+
+    /// Another guard, or none, is in force: what comes of the requests that are still on their way concerns nobody.
+    pub fn relieve(&self) {
+        self.watch.lock().relieved = true;
     }
 
     /// What the guard knows.
     pub fn report(&self) -> Report {
-        self.guard.lock().report(Instant::now())
+        self.watch.lock().guard.report(Instant::now())
     }
 
     /// Counts a request that has ended, if it went to one of the two arms and says something about it.
@@ -75,9 +94,11 @@ impl Canary {
             first_byte: waited(request, outcome),
             gap: request.progress.mean_gap(),
         };
-        let now = Instant::now();
-        let verdict = self.guard.lock().observe(side, &sample, now);
-        if let Some(verdict) = verdict {
+        let mut watch = self.watch.lock();
+        if watch.relieved {
+            return;
+        }
+        if let Some(verdict) = watch.guard.observe(side, &sample, Instant::now()) {
             self.act(&verdict, split);
         }
     }

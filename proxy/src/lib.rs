@@ -43,5 +43,6 @@ pub mod split;
 pub mod stream;
 pub mod supervise;
 pub mod telemetry;
+pub mod tenant;
 pub mod upstream;
 pub mod wire;

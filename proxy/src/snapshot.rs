@@ -163,6 +163,20 @@ impl Snapshot {
         }
     }
 
+    /// Guards of `old` that are not in force any more fall silent, and new ones say where they stand.
+    pub fn guards_take_over(&self, old: Option<&Snapshot>) {
+        let (before, now) = (old.map(Snapshot::canaries).unwrap_or_default(), self.canaries());
+        let is_among = |canary: &Arc<Canary>, others: &[&Arc<Canary>]| {
+            others.iter().any(|other| Arc::ptr_eq(canary, other))
+        };
+        before.iter().filter(|old| !is_among(old, &now)).for_each(|old| old.relieve());
+        now.iter().filter(|new| !is_among(new, &before)).for_each(|new| new.take_over());
+    }
+
+    fn canaries(&self) -> Vec<&Arc<Canary>> {
+        self.routes.iter().filter_map(|route| route.canary.as_ref()).collect()
+    }
+
     fn route(&self, name: &str) -> Option<&Arc<Route>> {
         self.routes.iter().find(|route| route.settings.name == name)
     }

@@ -4,9 +4,12 @@
 
 use anyhow::Result;
 
+use crate::build::FAST;
 use crate::shell::{cargo, run};
 
 pub(crate) fn write() -> Result<()> {
-    let mut command = cargo(&["test", "--package", "outrigger-config", "schema"]);
+    // The profile and the packages of the other tests, which are built already.
+    let mut command = cargo(&["test"]);
+    command.args(FAST).args(["--lib", "the_committed_schema"]);
     run(command.env("UPDATE_SCHEMA", "1"))
 }

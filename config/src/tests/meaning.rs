@@ -43,6 +43,7 @@ fn everything_has_a_default() {
     assert_eq!((&backend.signals, &backend.locality), (&Signals::default(), &Locality::default()));
     assert_eq!((&backend.warm_up, &backend.slow_start), (&None, &None));
     assert_eq!(config.dns.servers, []);
+    assert_eq!(config.tenant.header, ["authorization", "x-api-key", "api-key"]);
     assert_eq!((backend.max_connections, backend.health.as_ref()), (None, None));
     assert_eq!(backend.ejection.as_ref().map(|ejection| ejection.failures), Some(5));
     let route = &config.routes[1];

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::time::MissedTickBehavior;
+
 use crate::{
     endpoint::passive::peer_settings,
     outlier::{
@@ -23,13 +25,17 @@ pub(super) async fn watch(backend: Arc<Backend>) {
     let Some(ejection) = &backend.settings.ejection else { return };
     let settings = peer_settings(ejection);
     let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        let due = ticks.tick().await;
         let members = backend.members();
         let now = Instant::now();
         let serving: Vec<&Member> =
             members.list.iter().filter(|member| member.is_serving()).collect();
-        eject_stalled(&backend, &serving, now).await;
+        // When we come late we have not been running, and what the endpoints sent meanwhile is yet to be read.
+        if due.elapsed() < STALL_DOUBT {
+            eject_stalled(&backend, &serving, now).await;
+        }
         let samples: Vec<_> = serving.iter().map(|member| member.sample(now)).collect();
         for verdict in judge(&samples, &settings) {
             let member = serving[verdict.endpoint];

@@ -2,13 +2,14 @@
 //! split have changed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use outrigger_tests::harness::{Load, Metrics, Proxy, Sample};
 use outrigger_tests::sim::{Fault, Options, Simulator};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::{EVEN, Guarded, ask, config, requests, rolled_back, taken_out, weight};
+use super::{EVEN, Guarded, ask, config, rolled_back, taken_out, weight};
 use crate::fleet::{endpoints, reload};
 
 /// Fails unless the rollback is still in force and told.
@@ -84,25 +85,37 @@ async fn after_beginning_anew_a_bad_canary_is_taken_out_again() {
 #[tokio::test]
 async fn a_guard_of_before_does_not_speak_for_the_one_in_force() {
     let guarded = Guarded::alike("").await;
-    let slow = "deadline: { first_byte: 2500ms }";
+    // Time enough for the reload, however busy the machine is.
+    let slow = "deadline: { first_byte: 8s }";
     reload(&guarded.proxy, &config(&guarded.stable, &guarded.canary, EVEN, "", slow)).await;
     guarded.canary.fault(Fault::StallFirstByte(None));
-    let (mut sent, mut pause) =
-        (JoinSet::new(), tokio::time::interval(std::time::Duration::from_millis(10)));
+    // So late that its good answers come among the failures of the canary: a guard compares what ends together.
+    guarded.stable.fault(Fault::StallFirstByte(Some(Duration::from_secs(7))));
+    let mut pause = tokio::time::interval(Duration::from_millis(15));
+    let mut sent = JoinSet::new();
     for _ in 0..220 {
         pause.tick().await;
         sent.spawn(ask().send(guarded.proxy.address()));
     }
-    // Those of the canary will fail for two seconds to come.
+    guarded.canary.reached(|state| state.in_flight == 110).await;
+    // Those of the canary will fail for three seconds to come, at the pace at which they were sent.
     let yaml = config(&guarded.stable, &guarded.canary, EVEN, "errors: 2%", slow);
     reload(&guarded.proxy, &yaml).await;
+    assert_eq!(failed(&guarded.proxy.metrics().await), 0.0, "the reload came first");
     let answers = sent.join_all().await;
-    let failed = answers.iter().filter(|answer| answer.status == 504).count();
-    assert_eq!(failed, 110);
+    let late = answers.iter().filter(|answer| answer.status == 504).count();
+    assert!(late >= 110, "{late} failed");
     guarded.canary.clear_faults();
-    let ended = |m: &Metrics| requests(m, "canary") == 110;
-    guarded.proxy.await_metrics(ended).await;
+    guarded.stable.clear_faults();
+    guarded.proxy.await_metrics(|metrics| failed(metrics) == late as f64).await;
+    let no_word = |line: &String| !line.contains("canary taken out");
+    assert!(guarded.proxy.log().iter().all(no_word), "the old guard has spoken");
     expect_anew(&guarded).await;
+}
+
+/// Requests that have ended without a first byte.
+fn failed(metrics: &Metrics) -> f64 {
+    metrics.get("outrigger_requests_total", &[("outcome", "first_byte_timeout")])
 }
 
 /// Evidence is gathered over the whole life of the guard, however often the file is read meanwhile.
