@@ -276,7 +276,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             Err(Fault::Upstream(WireError::Closed(_))) if exchange.is_stale() => {
                 return Err(Miss::Stale(exchange.place));
             }
-            Err(fault) => return Err(no_head(exchange, &self.backend, fault)),
+            Err(fault) => return Err(no_head(exchange, self.route, &self.backend, fault)),
         };
         if let Some((reason, retry_after)) = plea(&head) {
             let request = &*exchange.request;
@@ -294,7 +294,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         if can_wait_for_piece(&head, exchange.request, self.route)
             && let Err(fault) = exchange.first_piece().await
         {
-            return Err(no_head(exchange, &self.backend, fault));
+            return Err(no_head(exchange, self.route, &self.backend, fault));
         }
         relay(exchange, head, self.route, &self.backend).await.map_err(Miss::Final)
     }
@@ -402,7 +402,7 @@ fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
 }
 
 /// No head came: what that says about the endpoint, and whether another one may help.
-fn no_head(mut exchange: Exchange<'_, '_>, backend: &Backend, fault: Fault) -> Miss {
+fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fault: Fault) -> Miss {
     let hangs = exchange.learn(Some(&fault));
     let endpoint = exchange.place.endpoint().name.clone();
     let (outcome, blamed, reason, detail) = match fault {
@@ -433,7 +433,8 @@ fn no_head(mut exchange: Exchange<'_, '_>, backend: &Backend, fault: Fault) -> M
             let failure = expired(exchange.request, Expiry::FirstByte);
             let blamed = Some(outlier::Failure::FirstByteTimeout);
             // One that hangs has lost the request; one that is slow with it works on it still.
-            let reason = if hangs { Reason::Stalled } else { Reason::FirstByte };
+            let wanted = route.retry.as_ref().is_some_and(|it| it.on.contains(Reason::FirstByte));
+            let reason = if hangs && !wanted { Reason::Stalled } else { Reason::FirstByte };
             (failure.outcome, blamed, Some(reason), failure.detail)
         }
         fault => {

@@ -128,3 +128,21 @@ impl Default for Progress {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_gap_is_the_endpoints_own() {
+        let (mut progress, start) = (Progress::new(), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        progress.data(b"a", at(500));
+        assert_eq!(progress.longest_gap(), None, "one piece has no gap");
+        progress.data(b"b", at(540));
+        progress.hold_up();
+        progress.data(b"c", at(9_000));
+        progress.data(b"d", at(9_030));
+        assert_eq!(progress.longest_gap(), Some(Duration::from_millis(40)));
+    }
+}

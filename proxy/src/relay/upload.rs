@@ -381,3 +381,30 @@ impl Upload {
         self.sent = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(pieces: &[&str]) -> Upload {
+        let pieces = pieces.iter().map(|piece| Bytes::copy_from_slice(piece.as_bytes()));
+        Upload { kept: pieces.collect(), ..Upload::default() }
+    }
+
+    #[test]
+    fn the_most_tokens_are_found_near_either_end() {
+        let prompt = "word ".repeat(2_000);
+        for (pieces, most) in [
+            (vec![r#"{"max_tokens": 12, "prompt": "x"}"#.to_owned()], Some(12)),
+            (vec![format!(r#"{{"prompt":"{prompt}","max_completion_tokens":7}}"#)], Some(7)),
+            (vec![r#"{"max_tokens":5,"#.to_owned(), prompt.clone()], Some(5)),
+            (vec![prompt.clone(), r#""max_tokens" :9}"#.to_owned()], Some(9)),
+            (vec![r#"{"max_tokens":null}"#.to_owned()], None),
+            (vec![r#"{"max_tokens":99999999999999999999999}"#.to_owned()], None),
+            (vec![], None),
+        ] {
+            let pieces: Vec<_> = pieces.iter().map(String::as_str).collect();
+            assert_eq!(kept(&pieces).most_tokens(), most, "{pieces:?}");
+        }
+    }
+}

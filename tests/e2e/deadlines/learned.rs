@@ -187,10 +187,7 @@ async fn explain_tells_the_estimates_of_the_running_proxy() {
     assert!(text.contains("learned  nothing yet"), "{text}");
     teach(&proxy).await;
     let text = explain().await;
-    assert!(
-        text.contains("learned  stable       first byte, whole, from 0 tokens: 1.000 s"),
-        "{text}"
-    );
+    assert!(text.contains("learned  stable       first byte, whole, from 0 tokens: "), "{text}");
 }
 
 #[tokio::test]
