@@ -9,6 +9,7 @@
 mod backend;
 mod balance;
 mod body;
+mod deadline;
 mod ejection;
 mod guard;
 mod route;
@@ -24,11 +25,11 @@ use crate::validated::{LogField, LogFormat, LogLevel};
 pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
 pub use body::{Batch, Compress, Decompress};
+pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
 pub use ejection::{Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
 pub use route::{
-    Deadline, Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route,
-    Sticky,
+    Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,
 };
 pub use values::{
     Abbreviated, Brief, EndpointEntry, EndpointWeight, Moment, Number, OneOrMany, Pause, Percent,

@@ -9,8 +9,10 @@
 mod backend;
 mod balance;
 mod body;
+mod deadline;
 mod ejection;
 mod guard;
+mod levels;
 mod route;
 
 use std::net::SocketAddr;
@@ -32,11 +34,13 @@ pub use balance::{
     Agent, Balance, BalancePolicy, Engine, HashTable, Key, Locality, Scrape, Signals,
 };
 pub use body::{Batch, Coding, Compress, Decompress};
+pub use deadline::{Adaptive, Bound, BudgetField, Deadline, Strategy};
 pub use ejection::{Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
+pub use levels::{Level, LevelAction, Levels, LoadMeasure};
 pub use route::{
-    Action, Arm, Deadline, ErrorStyle, Expose, HeaderEdits, Match, PathRewrite, Redirect, Respond,
-    Retry, RetryBudget, RetryOn, RetryReason, Rewrite, Route, Sticky,
+    Action, Arm, ErrorStyle, Expose, HeaderEdits, Match, PathRewrite, Redirect, Respond, Retry,
+    RetryBudget, RetryOn, RetryReason, Rewrite, Route, Sticky,
 };
 
 /// A whole configuration.
@@ -254,6 +258,7 @@ log_fields! {
     Outcome "outcome" "How it ended.";
     DurationMs "duration_ms" "Until the end, in milliseconds.";
     FirstByteMs "first_byte_ms" "Until the first byte of the response, in milliseconds.";
+    DeadlineMs "deadline_ms" "How long the first byte was waited for, where that was not simply configured.";
     UpstreamConnectMs "upstream_connect_ms" "To connect to the endpoint, in milliseconds.";
     Attempts "attempts" "How many attempts were made.";
     BytesIn "bytes_in" "Bytes of the request body.";

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use http::{Method, StatusCode};
+use outrigger_config::validated::Adaptive;
 use pingora_core::{
     apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream},
     protocols::http::ServerSession,
@@ -14,11 +15,15 @@ use serde_json::{Value, json};
 
 use crate::{
     balance::reported::{self, Signal},
+    deadline::{Known, Size},
     guard::{Arm, Measure, Quantiles, Report},
     proxy::Proxy,
     reload::{self, Source},
     snapshot::{Action, Route},
-    telemetry::exposition::{Format, render},
+    telemetry::{
+        exposition::{Format, render},
+        metrics::DeadlineKind,
+    },
     upstream::{Backend, backend::Member},
 };
 
@@ -161,7 +166,12 @@ impl Admin {
     fn endpoints(&self) -> Value {
         let now = Instant::now();
         let snapshot = self.proxy.snapshot.load();
-        snapshot.backends.iter().map(|backend| backend_state(backend, now)).collect()
+        let state = |backend: &Arc<Backend>| {
+            let mut state = backend_state(backend, now);
+            state["deadlines"] = learned_by_routes(&snapshot.routes, backend);
+            state
+        };
+        snapshot.backends.iter().map(state).collect()
     }
 
     fn drain(&self) -> Page {
@@ -232,6 +242,7 @@ fn endpoint_state(member: &Member, now: Instant) -> Value {
         "load": endpoint.load(),
         "slowness": facts.slowness(),
         "first_byte_seconds": facts.first_byte_mean(),
+        "patience": endpoint.patience.level(),
         "reported": {
             "waiting": signal(facts.reported().waiting(now)),
             "running": signal(facts.reported().running(now)),
@@ -239,6 +250,61 @@ fn endpoint_state(member: &Member, now: Instant) -> Value {
         },
         "resting_connections": resting,
         "oldest_resting_seconds": oldest.as_secs_f64(),
+    })
+}
+
+/// What routes have learned of how long this backend takes.
+fn learned_by_routes(routes: &[Arc<Route>], backend: &Arc<Backend>) -> Value {
+    let of = |route: &Arc<Route>| {
+        let Action::Split(split) = &route.action else { return None };
+        let arm = split.arms.iter().find(|arm| Arc::ptr_eq(&arm.backend, backend))?;
+        let learning = arm.learning.as_ref()?;
+        let late = |kind| learning.metrics.late_share(kind);
+        let (settings, summary) = (learning.learner.settings(), learning.learner.known());
+        let first_byte = settings.first_byte.as_ref();
+        let sizes: Vec<Value> =
+            summary.first_byte.iter().map(|size| size_state(size, first_byte)).collect();
+        let plain = |known: &Option<Known>, rule: &Option<Adaptive>| {
+            known.map(|known| known_state(&known, 1.0, rule.as_ref()))
+        };
+        Some(json!({
+            "route": route.settings.name,
+            "first_byte": sizes,
+            "gap": plain(&summary.gap, &settings.gap),
+            "connect": plain(&summary.connect, &settings.connect),
+            "late_share": {
+                "first_byte": late(DeadlineKind::FirstByte),
+                "gap": late(DeadlineKind::Gap),
+                "connect": late(DeadlineKind::Connect),
+            },
+        }))
+    };
+    routes.iter().filter_map(of).collect()
+}
+
+/// First bytes of one kind and size, for a typical prompt of it at an endpoint that has nothing else to do.
+fn size_state(size: &Size, rule: Option<&Adaptive>) -> Value {
+    let mut state = known_state(&size.known, size.expected, rule);
+    state["answers"] = if size.streamed { "streamed" } else { "whole" }.into();
+    state["prompt_tokens_from"] = size.from.into();
+    state["prompt_tokens"] = size.typical.into();
+    state
+}
+
+/// What is known in units of so many seconds; the deadline that follows, where it is learned.
+fn known_state(known: &Known, unit: f32, rule: Option<&Adaptive>) -> Value {
+    let seconds = |value: f32| f64::from(value * unit);
+    let deadline = rule.and_then(|rule| {
+        let bounds = [rule.floor, rule.ceiling].map(|bound| bound.as_secs_f64());
+        known.bound.map(|bound| seconds(bound).clamp(bounds[0], bounds[1]))
+    });
+    json!({
+        "samples": known.samples,
+        "cut_off_share": known.cut_share,
+        "p50_seconds": seconds(known.p50),
+        "p95_seconds": seconds(known.p95),
+        "p99_seconds": seconds(known.p99),
+        "deadline_seconds": deadline,
     })
 }
 

@@ -185,6 +185,7 @@ fn blame(outcome: Outcome) -> Option<bool> {
         | Outcome::ClientTimeout
         | Outcome::ClientGone
         | Outcome::Overloaded
+        | Outcome::Shed
         | Outcome::Draining
         | Outcome::DrainCut
         | Outcome::Internal => None,

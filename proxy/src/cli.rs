@@ -1,10 +1,11 @@
 //! The command line.
 
 use std::{
-    io::Write,
-    net::SocketAddr,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -13,10 +14,13 @@ use outrigger_config::Config;
 
 use crate::{
     app::{self, Options},
-    explain::{Described, explain},
+    explain::{Described, estimates, explain, taken_by},
     log,
     wire::{Fields, RequestHead},
 };
+
+/// How long a running proxy has for telling what it has learned.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A sidecar proxy for GPU inference pods: weighted canaries, balancing by work in flight, deadlines that let streams live.
 #[derive(Parser)]
@@ -91,6 +95,9 @@ struct Explain {
     /// The `model` of the body.
     #[arg(long)]
     model: Option<String>,
+    /// The admin address of the running proxy that is asked what it has learned [default: that of the file]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
 }
 
 /// Runs the command line and returns the exit code: 0 done, 1 the configuration is wrong, 2 it could not run.
@@ -161,7 +168,36 @@ fn explain_request(arguments: Explain) -> ExitCode {
         fields.append(name.trim(), value.trim());
     }
     let head = RequestHead::for_target(arguments.method, fields, &arguments.path, 11);
-    print(&explain(&config, &Described { head, model: arguments.model }))
+    let described = Described { head, model: arguments.model };
+    let mut text = explain(&config, &described);
+    if let Some(route) = taken_by(&config, &described).filter(|route| route.deadline.is_learned()) {
+        let admin = arguments.admin.unwrap_or(config.admin.address);
+        match endpoints_page(admin) {
+            Ok(page) => text.push_str(&estimates(&page, &route.name)),
+            Err(why) => {
+                text.push_str(&format!(
+                    "  learned  not known: no proxy tells it at {admin} ({why})\n"
+                ));
+            }
+        }
+    }
+    print(&text)
+}
+
+/// What a running proxy tells of its endpoints.
+fn endpoints_page(admin: SocketAddr) -> std::io::Result<serde_json::Value> {
+    let ip = match admin.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, admin.port()), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /endpoints HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let body = memchr::memmem::find(&answer, b"\r\n\r\n").map_or(0, |end| end + 4);
+    Ok(serde_json::from_slice(&answer[body..])?)
 }
 
 /// Writes to standard output. A reader that went away is not an error.

@@ -1,8 +1,14 @@
-//! Deadlines of one request, and the one timer that watches them.
+//! Deadlines: the one timer that watches those of a request, and how they are learned ([`Learner`]).
 //!
 //! A deadline moves with every chunk, a timer should not: arming one costs more than relaying a chunk. So the timer
 //! is left where it is when a deadline moves further away, and looks at the clock when it fires early. It lives with
 //! the client's connection and serves one request after the other.
+
+mod budget;
+mod histogram;
+mod learner;
+mod prices;
+mod strategy;
 
 use std::{
     future::Future,
@@ -12,6 +18,11 @@ use std::{
 };
 
 use tokio::time::Sleep;
+
+pub use budget::Budget;
+pub use learner::{Basis, Forecast, Knowledge, Learner, Limit, Patience, Settings, Size, Summary};
+pub use prices::{Answer, Work};
+pub use strategy::Known;
 
 /// What a request may run out of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,6 +26,7 @@ use crate::{
         Cost, Facts, Peers, Standing,
         reported::{Report, Source},
     },
+    deadline::Patience,
     outlier::{Failure, Transition},
     signal::agent::{Admin, Operating, Word},
     telemetry::metrics::{EndpointMetrics, Metrics},
@@ -50,6 +51,10 @@ pub struct Endpoint {
     pub facts: Facts,
     /// Whether it may be sent requests, and since when.
     pub readiness: Readiness,
+    /// How much longer than usual its first bytes are waited for.
+    pub patience: Patience,
+    /// How much longer than usual its gaps may be.
+    pub gap_patience: Patience,
     /// Its backend has a warm-up for it.
     warms_up: AtomicBool,
     /// Going there leaves a pod that has an engine of its own.
@@ -75,6 +80,8 @@ impl Endpoint {
             facts: Facts::new(xxh3_64(name.as_bytes()), now).among(peers),
             name,
             readiness: Readiness::new(now),
+            patience: Patience::default(),
+            gap_patience: Patience::default(),
             warms_up: AtomicBool::new(false),
             leaves_pod: AtomicBool::new(false),
             weight: AtomicU32::new(1),
@@ -263,6 +270,11 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    /// What it found there, itself included.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
     /// The first byte is there, which teaches something where it is that of a good answer: the prompt has been worked
     /// off.
     pub fn first_byte(&mut self, after: Option<Duration>, now: Instant) {

@@ -1,11 +1,14 @@
-//! What would happen to a described request: the answer to "why did it go there", without sending anything.
+//! What would happen to a described request: the answer to "why did it go there", without sending anything. What the
+//! deadlines are that a running proxy has learned is asked of its admin page.
 
 use std::fmt::Write;
 
 use outrigger_config::{
     Config,
-    validated::{Action, Arm, Deadline, Retry, Route, Sticky},
+    validated::{Action, Adaptive, Arm, Bound, Deadline, Levels, Retry, Route, Sticky},
 };
+
+use serde_json::Value;
 
 use crate::{
     phase::route::{matches_head, matches_model},
@@ -26,6 +29,42 @@ pub fn explain(config: &Config, request: &Described) -> String {
     // Writing to a string can not fail.
     let _ = write_explanation(&mut text, config, request);
     text
+}
+
+/// The route that would take the request.
+pub fn taken_by<'c>(config: &'c Config, request: &Described) -> Option<&'c Route> {
+    config.routes.iter().find(|route| objection(route, request).is_none())
+}
+
+/// What the proxy with this `/endpoints` page has learned for the route, in lines for a terminal.
+pub fn estimates(endpoints: &Value, route: &str) -> String {
+    let mut text = String::new();
+    for backend in endpoints.as_array().into_iter().flatten() {
+        let arm = backend["backend"].as_str().unwrap_or("");
+        let learned = backend["deadlines"].as_array().into_iter().flatten();
+        for learned in learned.filter(|learned| learned["route"] == route) {
+            let sizes = learned["first_byte"].as_array().into_iter().flatten();
+            for size in sizes {
+                let (answers, from) = (&size["answers"], &size["prompt_tokens_from"]);
+                let what =
+                    format!("first byte, {}, from {from} tokens", answers.as_str().unwrap_or(""));
+                text.push_str(&estimate(arm, &what, size));
+            }
+            for what in ["gap", "connect"] {
+                text.push_str(&estimate(arm, what, &learned[what]));
+            }
+        }
+    }
+    if text.is_empty() {
+        text.push_str("  learned  nothing yet\n");
+    }
+    text
+}
+
+fn estimate(arm: &str, what: &str, known: &Value) -> String {
+    let Some(deadline) = known["deadline_seconds"].as_f64() else { return String::new() };
+    let [p50, p99] = ["p50_seconds", "p99_seconds"].map(|key| known[key].as_f64().unwrap_or(0.0));
+    format!("  learned  {arm:<12} {what}: {deadline:.3} s (p50 {p50:.3} s, p99 {p99:.3} s)\n")
 }
 
 fn write_explanation(out: &mut String, config: &Config, request: &Described) -> std::fmt::Result {
@@ -71,6 +110,7 @@ fn write_route(
                 writeln!(out, "  rewrite  path {} -> {path}", request.head.path())?;
             }
             write_deadline(out, &route.deadline)?;
+            write_levels(out, route.levels.as_ref())?;
             write_retry(out, route.retry.as_ref())?;
             write_beside(out, route)
         }
@@ -134,16 +174,48 @@ fn write_beside(out: &mut String, route: &Route) -> std::fmt::Result {
 }
 
 fn write_deadline(out: &mut String, deadline: &Deadline) -> std::fmt::Result {
-    let text =
-        |limit: Option<std::time::Duration>| limit.map_or("off".to_owned(), |d| format!("{d:?}"));
     writeln!(
         out,
         "  deadline connect {}, first byte {}, gap {}, total {}",
-        text(deadline.connect),
-        text(deadline.first_byte),
-        text(deadline.gap),
-        text(deadline.total),
+        bound(&deadline.connect),
+        bound(&deadline.first_byte),
+        bound(&deadline.gap),
+        deadline.total.map_or("off".to_owned(), |total| format!("{total:?}")),
     )
+}
+
+fn bound(bound: &Bound) -> String {
+    match bound {
+        Bound::Off => "off".to_owned(),
+        Bound::Fixed(limit) => format!("{limit:?}"),
+        Bound::Adaptive(Adaptive { strategy, floor, ceiling, .. }) => {
+            format!("learned by {} within {floor:?} to {ceiling:?}", strategy.name())
+        }
+    }
+}
+
+fn write_levels(out: &mut String, levels: Option<&Levels>) -> std::fmt::Result {
+    let Some(levels) = levels else { return Ok(()) };
+    for level in &levels.table {
+        write!(
+            out,
+            "  level    from {} {}: {}",
+            level.from,
+            levels.by.name(),
+            level.action.name()
+        )?;
+        if let Some(first_byte) = level.first_byte {
+            write!(out, ", first byte {first_byte:?}")?;
+        }
+        if let Some(total) = level.total {
+            write!(out, ", total {total:?}")?;
+        }
+        if level.scale != 1.0 {
+            write!(out, ", first byte and gap times {}", level.scale)?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 fn write_retry(out: &mut String, retry: Option<&Retry>) -> std::fmt::Result {

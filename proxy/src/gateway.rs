@@ -16,6 +16,7 @@ use crate::{
         ask::ask,
         attempt::{Attempts, Counted},
         batch::{self, Way},
+        bound::{bound, turn_away},
         conclude::conclude,
         forward, respond,
         route::route,
@@ -121,6 +122,8 @@ async fn live(
     match (&route.action, &request.arm) {
         (Action::Split(_), Some(backend)) => {
             let backend = Arc::clone(backend);
+            bound(request, &route)?;
+            turn_away(request, &route)?;
             let mut rng = rng();
             // Before the head is rewritten: keys are the client's.
             let ask = ask(request, client, watchdog, &backend).await?;

@@ -6,7 +6,7 @@
 //!
 //! Pure decisions, which take a time and a seed and touch nothing: [`split`], [`balance`], [`outlier`], [`retry`],
 //! [`scan`], [`stream`],
-//! [`health::threshold`], [`guard`], [`signal`]. State that outlives a request: [`snapshot`] (the configuration in
+//! [`health::threshold`], [`guard`], [`signal`], [`level`], most of [`deadline`]. State that outlives a request: [`snapshot`] (the configuration in
 //! force), [`endpoint`] (what is known about each endpoint). [`app`] puts it all together.
 
 pub mod admin;
@@ -25,6 +25,8 @@ pub mod explain;
 pub mod gateway;
 pub mod guard;
 pub mod health;
+pub mod learning;
+pub mod level;
 pub mod log;
 pub mod outcome;
 pub mod outlier;

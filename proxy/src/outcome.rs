@@ -43,6 +43,8 @@ pub enum Outcome {
     NoEndpoint,
     /// Every endpoint has as many requests as it may have.
     Overloaded,
+    /// The route turns requests away at its present load.
+    Shed,
     /// The proxy is about to stop and takes no new requests.
     Draining,
     /// No connection to an endpoint could be made.
@@ -69,7 +71,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
@@ -84,6 +86,7 @@ impl Outcome {
         Self::ClientGone,
         Self::NoEndpoint,
         Self::Overloaded,
+        Self::Shed,
         Self::Draining,
         Self::ConnectFailed,
         Self::ConnectTimeout,
@@ -137,6 +140,7 @@ impl Outcome {
             Self::ClientGone => "client_gone",
             Self::NoEndpoint => "no_endpoint",
             Self::Overloaded => "overloaded",
+            Self::Shed => "shed",
             Self::Draining => "draining",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
@@ -166,7 +170,9 @@ impl Outcome {
             Self::ClientGone => Some(499),
             Self::Internal => Some(500),
             Self::ConnectFailed | Self::UpstreamReset | Self::UpstreamInvalid => Some(502),
-            Self::NoEndpoint | Self::Overloaded | Self::Draining | Self::DrainCut => Some(503),
+            Self::NoEndpoint | Self::Overloaded | Self::Shed | Self::Draining | Self::DrainCut => {
+                Some(503)
+            }
             Self::ConnectTimeout
             | Self::FirstByteTimeout
             | Self::GapTimeout
@@ -201,6 +207,7 @@ impl Outcome {
             | Self::ClientGone
             | Self::NoEndpoint
             | Self::Overloaded
+            | Self::Shed
             | Self::Draining
             | Self::TotalTimeout
             | Self::DrainCut
@@ -223,6 +230,7 @@ impl Outcome {
             Self::ClientTimeout
             | Self::NoEndpoint
             | Self::Overloaded
+            | Self::Shed
             | Self::Draining
             | Self::ConnectFailed
             | Self::ConnectTimeout
@@ -251,6 +259,32 @@ impl Outcome {
             || (matches!(self.should_retry(), Some(true)) && matches!(self.status(), Some(502)))
     }
 
+    /// The status of gRPC for it (its own numbers).
+    #[must_use]
+    pub const fn grpc_status(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::ClientTimeout | Self::ClientGone => 1,
+            Self::ClientError | Self::ServerError | Self::Local => 2,
+            Self::BadRequest => 3,
+            Self::ConnectTimeout
+            | Self::FirstByteTimeout
+            | Self::GapTimeout
+            | Self::TotalTimeout
+            | Self::Stalled => 4,
+            Self::TooLarge | Self::HeaderTooLarge => 8,
+            Self::NoRoute | Self::MethodNotAllowed | Self::UnsupportedCoding => 12,
+            Self::UpstreamInvalid | Self::Internal => 13,
+            Self::NoEndpoint
+            | Self::Overloaded
+            | Self::Shed
+            | Self::Draining
+            | Self::ConnectFailed
+            | Self::UpstreamReset
+            | Self::DrainCut => 14,
+        }
+    }
+
     /// What happened and what to do about it, for the client.
     #[must_use]
     pub const fn message(self) -> &'static str {
@@ -271,6 +305,9 @@ impl Outcome {
             Self::ClientGone => "The client closed the connection before the answer was complete.",
             Self::NoEndpoint => "No model server is ready for this request. Try again shortly.",
             Self::Overloaded => "All model servers are busy. Try again shortly.",
+            Self::Shed => {
+                "There are too many requests at the moment. Try again after the time given."
+            }
             Self::Draining => "This instance is shutting down. Try again on a new connection.",
             Self::ConnectFailed => "The model server could not be reached. Try again shortly.",
             Self::ConnectTimeout => {
@@ -371,9 +408,11 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::HeaderTooLarge => "Request Header Fields Too Large",
         Outcome::ClientGone => "Client Closed Request",
         Outcome::ConnectFailed | Outcome::UpstreamReset | Outcome::UpstreamInvalid => "Bad Gateway",
-        Outcome::NoEndpoint | Outcome::Overloaded | Outcome::Draining | Outcome::DrainCut => {
-            "Service Unavailable"
-        }
+        Outcome::NoEndpoint
+        | Outcome::Overloaded
+        | Outcome::Shed
+        | Outcome::Draining
+        | Outcome::DrainCut => "Service Unavailable",
         Outcome::ConnectTimeout
         | Outcome::FirstByteTimeout
         | Outcome::GapTimeout
@@ -429,6 +468,20 @@ mod tests {
         assert!(!Outcome::UpstreamInvalid.wants_retry_after());
         assert!(Outcome::ServerError.is_endpoint_fault());
         assert!(!Outcome::TotalTimeout.is_endpoint_fault());
+    }
+
+    #[test]
+    fn grpc_is_told_what_the_status_says() {
+        for outcome in Outcome::ALL {
+            let grpc = outcome.grpc_status();
+            assert_eq!(outcome.status() == Some(504), grpc == 4, "{outcome}");
+            assert_eq!(
+                matches!(outcome.status(), Some(503)),
+                grpc == 14 && outcome.status() != Some(502),
+                "{outcome}"
+            );
+            assert_eq!(outcome == Outcome::Ok, grpc == 0, "{outcome}");
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`ask`],
+//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`bound`], [`ask`],
 //! [`attempt`], [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
 
 pub mod admit;
 pub mod ask;
 pub mod attempt;
 pub mod batch;
+pub mod bound;
 pub mod conclude;
 pub mod forward;
 pub mod mirror;

@@ -26,7 +26,9 @@ pub use upload::{Upload, UploadError};
 use crate::{
     balance::Cost,
     compress::{self, Broken, Encoder, Refused},
+    deadline::Answer,
     deadline::{Expiry, Next, Watchdog},
+    learning::Foresight,
     outlier::stall::Turn,
     request::Request,
     telemetry::metrics::RouteMetrics,
@@ -116,6 +118,8 @@ pub struct Exchange<'r, 'c> {
     packer: Option<Packer>,
     /// What the endpoint owes, once it has the whole request.
     turn: Option<Turn>,
+    /// What is expected of it, where the route learns its deadlines.
+    foresight: Option<Foresight>,
     /// A frame that came before its head was passed on.
     early: Option<Frame>,
     state: State,
@@ -172,7 +176,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
         // Without a body, nothing may follow an upgrade before it is answered.
         let upgrade = request.head.fields.contains("upgrade");
         let state = State::new(upgrade && request.head.body == BodyLength::Empty);
-        Exchange {
+        let mut exchange = Exchange {
             client,
             request,
             place,
@@ -181,8 +185,41 @@ impl<'r, 'c> Exchange<'r, 'c> {
             bounds,
             packer: None,
             turn: None,
+            foresight: None,
             early: None,
             state,
+        };
+        exchange.set_limits();
+        if exchange.request.upload.has_ended() {
+            exchange.foresee();
+        }
+        exchange
+    }
+
+    fn set_limits(&mut self) {
+        let trail = &mut self.request.trail;
+        (trail.first_byte_limit, trail.gap_limit) = (self.bounds.first_byte, self.bounds.gap);
+    }
+
+    /// Sets the deadlines as they were learned, where they are, once the whole request is here: what it asks for stands
+    /// in its body.
+    fn foresee(&mut self) {
+        if let Some(learning) = &self.request.learning {
+            let upload = &self.request.upload;
+            let answer = match upload.asks_for_stream() {
+                true => Answer::Streamed,
+                false => Answer::Whole { most: upload.most_tokens() },
+            };
+            let foresight = learning.foresee(&self.place, answer, Instant::now());
+            let allowed = &self.request.allowed;
+            if let Some(limit) = foresight.first_byte() {
+                self.bounds.first_byte = allowed.first_byte(Some(limit));
+            }
+            if let Some(limit) = foresight.gap() {
+                self.bounds.gap = allowed.gap(Some(limit));
+            }
+            self.foresight = Some(foresight);
+            self.set_limits();
         }
     }
 
@@ -301,6 +338,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
     fn advance_download(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
         while !self.state.download_ended {
             if self.client.queued() > BACKLOG {
+                self.request.progress.hold_up();
                 return Ok(true);
             }
             let early = self.early.take().map(|frame| Poll::Ready(Ok(frame)));
@@ -328,6 +366,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
         if self.request.progress.data(data, now) {
             // What an error took to say so teaches nothing about answers.
             let after = self.state.succeeding.then(|| now - self.state.waiting_since);
+            if let (Some(after), Some(foresight)) = (after, &self.foresight) {
+                foresight.served(&self.place, after, now);
+            }
             let transition = self.place.first_byte(after, now);
             self.place.endpoint().announce(transition);
             if let (Some(after), Some(turn)) = (after, &self.turn)
@@ -438,6 +479,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
         if let Poll::Ready(result) = sent {
             result?;
             self.state.uploaded = true;
+            if self.foresight.is_none() && !self.state.responding {
+                self.foresee();
+            }
             self.begin_turn();
         }
         Ok(self.upstream.queued() > BACKLOG)
@@ -520,6 +564,31 @@ impl<'r, 'c> Exchange<'r, 'c> {
     /// The response is complete: the connection goes back to rest, if it can carry another request.
     pub fn finish(self, backend: &Backend) {
         connect::rest(self.upstream, self.place.endpoint(), &backend.settings);
+    }
+
+    /// Learns from how it ended: well, or by this fault. `true` when the endpoint gave nobody a first byte for longer than
+    /// this one was expected to take.
+    pub fn learn(&mut self, fault: Option<&Fault>) -> bool {
+        let Some(foresight) = &self.foresight else { return false };
+        let (place, now) = (&self.place, Instant::now());
+        let cut_short = matches!(
+            fault,
+            Some(Fault::ClientGone | Fault::Expired(Expiry::FirstByte | Expiry::Total))
+        );
+        match (self.request.progress.last_data(), fault) {
+            (None, _) if cut_short && self.state.uploaded => {
+                let waited = now.saturating_duration_since(self.state.waiting_since);
+                return foresight.cut_off(place, waited, now);
+            }
+            (Some(last), Some(Fault::Expired(Expiry::Gap))) => {
+                foresight.gap_cut_off(place, now.saturating_duration_since(last), now);
+            }
+            (Some(_), None) if self.state.succeeding && !self.state.tunnel => {
+                foresight.ended(place, self.request.progress.longest_gap(), now);
+            }
+            _ => {}
+        }
+        false
     }
 
     /// What encodes the response, for the last words of one that broke off.

@@ -10,8 +10,9 @@ use rand::{Rng, RngExt};
 
 use crate::{
     endpoint::Endpoint,
+    learning::Learning,
     outcome::Outcome,
-    phase::batch::Solo,
+    phase::{batch::Solo, bound::Allowed},
     relay::{Packer, Progress, Upload},
     signal::orca::Format,
     snapshot::{Route, Snapshot, auto_error_format},
@@ -60,6 +61,10 @@ pub struct Request {
     pub arm_forced: bool,
     /// The head tells the endpoint where it came from: the last of the chain is our own word.
     pub origin_told: bool,
+    /// What its arm has learned, where the route learns its deadlines.
+    pub learning: Option<Arc<Learning>>,
+    /// How long it may take.
+    pub allowed: Allowed,
     /// The series it counts in: of its arm, its route, or of no route.
     pub metrics: Arc<ArmMetrics>,
     /// The `model` it asks for.
@@ -91,6 +96,10 @@ pub struct Trail {
     pub endpoint: Option<Arc<Endpoint>>,
     /// How long the last connection took to make; `None` when it was used again.
     pub connect: Option<Duration>,
+    /// How long the first byte of the last attempt is waited for.
+    pub first_byte_limit: Option<Duration>,
+    /// How long the pieces of its response may be apart.
+    pub gap_limit: Option<Duration>,
     /// The status that was sent.
     pub status: Option<u16>,
 }
@@ -102,12 +111,20 @@ pub struct Failure {
     pub outcome: Outcome,
     /// What happened, for the client and the log.
     pub detail: String,
+    /// When to come back, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
     /// A failure and what happened.
     pub fn new(outcome: Outcome, detail: impl Into<String>) -> Self {
-        Failure { outcome, detail: detail.into() }
+        Failure { outcome, detail: detail.into(), retry_after: None }
+    }
+
+    /// The same, and when to come back.
+    #[must_use]
+    pub fn retry_after(self, after: Duration) -> Self {
+        Failure { retry_after: Some(after), ..self }
     }
 }
 
@@ -139,6 +156,8 @@ impl Request {
             arm: None,
             arm_forced: false,
             origin_told: false,
+            learning: None,
+            allowed: Allowed::default(),
             metrics,
             model: None,
             report_asked: None,
@@ -162,6 +181,12 @@ impl Request {
             Some(route) => route.error_format(self.path()),
             None => auto_error_format(self.path()),
         }
+    }
+
+    /// Whether it is a call of gRPC.
+    pub fn is_grpc(&self) -> bool {
+        let kind = self.head.fields.get("content-type").unwrap_or_default();
+        kind.strip_prefix(b"application/grpc").is_some_and(|rest| !rest.starts_with(b"-web"))
     }
 
     /// Who asked, as far as the proxies in front are believed: each of them added whom it was asked by.

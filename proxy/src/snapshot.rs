@@ -14,9 +14,11 @@ use outrigger_config::{
 
 use crate::{
     canary::{self, Canary},
+    deadline::{self, Knowledge, Learner},
     endpoint::Registry,
+    learning::Learning,
     outcome::ErrorFormat,
-    phase::{batch::Batcher, mirror::Mirror},
+    phase::{batch::Batcher, bound::LoadLevels, mirror::Mirror},
     retry::{self, Budget},
     split::{self, Schedule, ScheduleError},
     telemetry::metrics::{ArmMetrics, Metrics, RouteMetrics},
@@ -58,6 +60,8 @@ pub struct Route {
     pub mirror: Option<Arc<Mirror>>,
     /// Where its requests find mates to travel with.
     pub batcher: Option<Arc<Batcher>>,
+    /// What changes under load.
+    pub levels: Option<Arc<LoadLevels>>,
 }
 
 /// What a route does.
@@ -105,6 +109,8 @@ pub struct Arm {
     pub backend: Arc<Backend>,
     /// Its series.
     pub metrics: Arc<ArmMetrics>,
+    /// What it has learned, where the route learns its deadlines.
+    pub learning: Option<Arc<Learning>>,
 }
 
 impl Snapshot {
@@ -217,7 +223,8 @@ impl Route {
             config::Action::Split(arms) => {
                 let same = |old: &&Arc<Route>| old.settings.guard == settings.guard;
                 let before = old.filter(same).and_then(|old| old.split_of(arms));
-                Action::Split(Split::compile(settings, arms, backends, before, metrics)?)
+                let known = learned(settings, arms, old, metrics);
+                Action::Split(Split::compile(settings, arms, backends, before, known, metrics)?)
             }
             config::Action::Redirect(_) | config::Action::Respond(_) => {
                 Action::Local(metrics.arm(&settings.name, "-"))
@@ -241,6 +248,14 @@ impl Route {
             let new = || Arc::new(Batcher::new(batch, metrics.batches(&settings.name)));
             same.and_then(|old| old.batcher.clone()).unwrap_or_else(new)
         });
+        let levels = settings.levels.as_ref().map(|levels| {
+            let same = old.filter(|old| old.settings.levels.as_ref() == Some(levels));
+            let new = || Arc::new(LoadLevels::new(levels, metrics.levels(&settings.name)));
+            same.and_then(|old| old.levels.clone()).unwrap_or_else(new)
+        });
+        if levels.is_none() && old.is_some_and(|old| old.levels.is_some()) {
+            metrics.forget_levels(&settings.name);
+        }
         let same_budget = |old: &&Arc<Route>| budget_of(&old.settings) == budget_of(settings);
         let budget = match old.filter(same_budget) {
             Some(old) => Arc::clone(&old.budget),
@@ -249,7 +264,7 @@ impl Route {
         let retry = settings.retry.as_ref().map(retry_policy);
         let metrics = metrics.route(&settings.name);
         let settings = settings.clone();
-        Ok(Route { settings, action, metrics, retry, budget, canary, mirror, batcher })
+        Ok(Route { settings, action, metrics, retry, budget, canary, mirror, batcher, levels })
     }
 
     /// The split of this route, if it deals out by just these arms.
@@ -281,6 +296,7 @@ impl Split {
         arms: &[config::Arm],
         backends: &[Arc<Backend>],
         before: Option<&Split>,
+        learned: Vec<Option<Arc<Learning>>>,
         metrics: &Metrics,
     ) -> Result<Self, ScheduleError> {
         let weights = canary::initial_weights(route.guard.as_ref(), arms);
@@ -289,11 +305,12 @@ impl Split {
             Some(before) => Arc::clone(&before.dealing),
             None => Arc::new(ArcSwap::from_pointee(Dealing::new(weights, guarded)?)),
         };
-        let arm = |arm: &config::Arm| Arm {
+        let arm = |(arm, learning): (&config::Arm, Option<Arc<Learning>>)| Arm {
             backend: Arc::clone(&backends[arm.backend]),
             metrics: metrics.arm(&route.name, &arm.name),
+            learning,
         };
-        Ok(Split { arms: arms.iter().map(arm).collect(), guarded, dealing })
+        Ok(Split { arms: arms.iter().zip(learned).map(arm).collect(), guarded, dealing })
     }
 
     /// The arm whose turn it is.
@@ -374,6 +391,48 @@ fn canary(
         || Arc::new(Canary::new(guard, route, metrics.canary(&route.name, &guard.arm_name))),
         Arc::clone,
     )
+}
+
+/// What each arm has learned of how long things take: what it knew before, if that is learned as it was, else nothing but
+/// what the route knew.
+fn learned(
+    route: &config::Route,
+    arms: &[config::Arm],
+    old: Option<&Arc<Route>>,
+    metrics: &Metrics,
+) -> Vec<Option<Arc<Learning>>> {
+    if !route.deadline.is_learned() {
+        return vec![None; arms.len()];
+    }
+    let adaptive = |bound: &config::Bound| bound.adaptive().cloned();
+    let settings = deadline::Settings {
+        connect: adaptive(&route.deadline.connect),
+        first_byte: adaptive(&route.deadline.first_byte),
+        gap: adaptive(&route.deadline.gap),
+    };
+    let before: &[Arm] = match old.map(|old| &old.action) {
+        Some(Action::Split(split)) => &split.arms,
+        Some(Action::Local(_)) | None => &[],
+    };
+    let before: Vec<_> = before
+        .iter()
+        .filter_map(|arm| Some((&arm.backend.name, arm.learning.as_ref()?)))
+        .filter(|(_, learning)| *learning.learner.settings() == settings)
+        .collect();
+    let of_route = before.iter().find_map(|(_, learning)| learning.learner.route());
+    let of_route =
+        (arms.len() > 1).then(|| of_route.unwrap_or_else(|| Arc::new(Knowledge::new(&settings))));
+    let of_arm = |arm: &config::Arm| {
+        let same = before.iter().find(|(name, _)| ***name == *arm.name);
+        let same =
+            same.filter(|(_, learning)| learning.learner.route().is_some() == of_route.is_some());
+        let new = || {
+            let learner = Learner::new(settings.clone(), of_route.clone());
+            Arc::new(Learning { learner, metrics: metrics.deadlines(&route.name, &arm.name) })
+        };
+        Some(same.map_or_else(new, |(_, learning)| Arc::clone(learning)))
+    };
+    arms.iter().map(of_arm).collect()
 }
 
 fn budget_of(route: &config::Route) -> Option<config::RetryBudget> {

@@ -16,11 +16,12 @@ use crate::{
     discovery,
     endpoint::Endpoint,
     health::{self, warm_up},
+    phase::bound,
     proxy::Proxy,
     upstream::Backend,
 };
 
-/// How often resting connections are looked through.
+/// How often resting connections are looked through, and load levels looked at although nobody comes.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// Runs until it is cancelled.
@@ -48,7 +49,10 @@ pub async fn run(proxy: Arc<Proxy>) {
         tokio::select! {
             () = proxy.snapshot_changed.notified() => {}
             Some(ended) = tasks.join_next() => note_end("supervision", ended),
-            now = sweep.tick() => proxy.registry.sweep(now.into_std()),
+            now = sweep.tick() => {
+                proxy.registry.sweep(now.into_std());
+                bound::look(&snapshot, now.into_std());
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A balancing decision allocates nothing, and its time does not grow with the number of endpoints.
+//! A balancing decision allocates nothing, and its time does not grow with the number of endpoints. A deadline
+//! allocates nothing either.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -8,6 +9,8 @@ use outrigger::balance::reported::{Report, Source};
 use outrigger::balance::{
     Ask, Candidates, Cost, Facts, Kind, Memory, Peers, Policy, Prefix, Standing, Table,
 };
+use outrigger::deadline::{Learner, Settings, Work};
+use outrigger_config::validated::{Adaptive, Strategy};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -139,4 +142,32 @@ fn a_decision_does_not_allocate() {
         println!("{kind:?} of {size}, {share} usable: {:?}", start.elapsed() / PICKS);
         assert_eq!(allocated.count_total, 0, "{kind:?} of {size}");
     }
+}
+
+#[test]
+fn a_deadline_and_what_is_learned_from_it_allocate_nothing() {
+    let rule = Adaptive {
+        strategy: Strategy::Quantile { quantile: 0.999, margin: 2.0 },
+        floor: Duration::from_millis(1),
+        ceiling: Duration::from_secs(60),
+        explore: 0.01,
+    };
+    let [connect, first_byte, gap] = [(); 3].map(|()| Some(rule.clone()));
+    let learner = Learner::new(Settings { connect, first_byte, gap }, None);
+    let (mut rng, mut now) = (SmallRng::seed_from_u64(1), Instant::now());
+    let mut live = || {
+        for _ in 0..1_000 {
+            now += Duration::from_millis(20);
+            let after = Duration::from_millis(rng.random_range(1..100));
+            let forecast = learner.forecast(&Work { prompt: 300, ..Work::default() }, 1, &mut rng);
+            black_box((learner.gap(0, &mut rng), learner.connect(&mut rng)));
+            learner.served(&forecast, after, now);
+            learner.cut_off(&forecast, after, now);
+            learner.longest_gap(after, now);
+            learner.connected(after, now);
+        }
+    };
+    // The first samples of a group make room for it.
+    live();
+    assert_eq!(allocation_counter::measure(live).count_total, 0);
 }

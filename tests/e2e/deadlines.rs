@@ -1,4 +1,11 @@
 //! The four deadlines of a request: what each one measures, and what the client and the metrics are told.
+//!
+//! Those that are learned are in `learned`, what a client says of its time in `budgets`, what load does in `levels`.
+
+mod budgets;
+mod grpc;
+mod learned;
+mod levels;
 
 use std::time::{Duration, Instant};
 

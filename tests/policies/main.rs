@@ -3,6 +3,7 @@
 //! The worlds (`worlds.rs`) are small copies of what goes wrong in real fleets. Every policy gets the same requests. The
 //! figures are in `proxy/BALANCING.md`; `UPDATE_TABLE=1 cargo test --test policies` writes them anew.
 
+mod deadlines;
 mod fleet;
 mod measure;
 mod table;
@@ -100,14 +101,22 @@ const END: &str = "<!-- measured: end -->\n";
 
 #[test]
 fn the_document_tells_what_is_measured() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/BALANCING.md");
+    compare("BALANCING.md", &format!("\n{}\n", GRID.markdown()));
+}
+
+#[test]
+fn the_document_of_deadlines_tells_what_is_measured() {
+    compare("DEADLINES.md", &format!("\n{}\n", deadlines::markdown()));
+}
+
+fn compare(document: &str, measured: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy").join(document);
     let text = std::fs::read_to_string(&path).expect("the document is there");
     let (head, rest) = text.split_once(BEGIN).expect("it says where tables begin");
     let (told, tail) = rest.split_once(END).expect("and where they end");
-    let measured = format!("\n{}\n", GRID.markdown());
     println!("{measured}");
     if std::env::var_os("UPDATE_TABLE").is_some() {
-        std::fs::write(&path, [head, BEGIN, &measured, END, tail].concat()).expect("writable");
+        std::fs::write(&path, [head, BEGIN, measured, END, tail].concat()).expect("writable");
     } else {
         assert_eq!(told, measured, "UPDATE_TABLE=1 writes the tables anew");
     }

@@ -2,25 +2,26 @@
 
 mod action;
 mod body;
+mod deadline;
 mod guard;
 mod matching;
 
 use std::collections::HashMap;
 
-use super::{Checker, on, text};
+use super::{Checker, text};
 use crate::pattern::PathPattern;
 use crate::read::tree::Node;
 use crate::schema::{self, File, Switch};
 use crate::validated::{
-    Action, Deadline, Expose, HeaderEdits, Match, PathRewrite, Retry, RetryBudget, Rewrite, Route,
-    Sticky,
+    Action, Expose, HeaderEdits, Match, PathRewrite, Retry, RetryBudget, Rewrite, Route, Sticky,
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 10] = [
+const ABOUT_ENDPOINTS: [&str; 11] = [
     "sticky",
     "force_arm",
     "deadline",
+    "levels",
     "retry",
     "rewrite",
     "expose",
@@ -78,6 +79,8 @@ impl Checker<'_> {
             Switch::On(name) => self.text(node.at("force_arm"), text::header_name(name)),
         };
         let rewrite = self.rewrite(node, route, &matches);
+        let deadline = self.deadline(node.at("deadline"), &route.deadline.0);
+        let levels = self.levels(node.at("levels"), &route.levels, action.as_ref(), file);
         let retry = self.retry(node.at("retry"), &route.retry);
         let guard = route.guard.as_ref();
         let guard = guard.and_then(|guard| self.guard(node, guard, action.as_ref()));
@@ -91,7 +94,8 @@ impl Checker<'_> {
             action: action?,
             sticky: sticky.flatten(),
             force_arm,
-            deadline: deadline(&route.deadline),
+            deadline,
+            levels,
             retry,
             rewrite,
             expose: expose(&route.expose),
@@ -212,16 +216,6 @@ impl Checker<'_> {
             }
         }
         checked
-    }
-}
-
-fn deadline(deadline: &schema::Deadline) -> Deadline {
-    let bound = |switch: &Switch<schema::Timeout>| on(switch).map(|time| time.0);
-    Deadline {
-        connect: bound(&deadline.connect),
-        first_byte: bound(&deadline.first_byte),
-        gap: bound(&deadline.gap),
-        total: bound(&deadline.total),
     }
 }
 

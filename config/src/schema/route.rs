@@ -5,8 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::body::{Batch, Compress, Decompress};
+use super::deadline::{Deadline, Levels};
 use super::guard::{Guard, Mirror};
-use super::values::{OneOrMany, Pause, Size, Switch, Time, Timeout, Whole};
+use super::values::{Brief, OneOrMany, Pause, Size, Switch, Time, Whole};
 use super::{GIB, MIB};
 use crate::validated::{ErrorStyle, RetryReason};
 
@@ -40,8 +41,10 @@ pub struct Route {
     /// The request header by which a tester picks an arm by its name; `off` switches it off.
     /// Default: x-outrigger-arm.
     pub force_arm: Switch<String>,
-    /// How long each part may take; each a duration, or off for no bound.
-    pub deadline: Deadline,
+    /// How long each part may take: `adaptive`, or a mapping. Default: fixed times.
+    pub deadline: Brief<Deadline>,
+    /// What changes while the route has much to do, or off. Default: off.
+    pub levels: Switch<Levels>,
     /// When another attempt is made, which is never after a byte of the response was sent. `off`
     /// switches it off. Default: on.
     pub retry: Switch<Retry>,
@@ -137,21 +140,6 @@ pub struct Sticky {
     pub body: Option<String>,
 }
 
-/// How long each part may take; each a duration, or off for no bound.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Deadline {
-    /// To connect to an endpoint, per attempt, 1ms to 7d or off. Default: 2s.
-    pub connect: Switch<Timeout>,
-    /// From the sent request to the first byte of the response, 1ms to 7d or off. Default: 2m.
-    pub first_byte: Switch<Timeout>,
-    /// Between two pieces of the response, 1ms to 7d or off. Default: 1m.
-    pub gap: Switch<Timeout>,
-    /// From the received request to the end of the response, all attempts together, 1ms to 7d or
-    /// off. Default: off.
-    pub total: Switch<Timeout>,
-}
-
 /// When another attempt is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -241,7 +229,8 @@ impl Default for Route {
             respond: None,
             sticky: None,
             force_arm: Switch::On("x-outrigger-arm".to_owned()),
-            deadline: Deadline::default(),
+            deadline: Brief(Deadline::default()),
+            levels: Switch::Off,
             retry: Switch::On(Retry::default()),
             rewrite: Rewrite::default(),
             expose: Vec::new(),
@@ -258,17 +247,6 @@ impl Default for Route {
 impl Default for Respond {
     fn default() -> Self {
         Self { status: Whole(200), body: String::new(), headers: IndexMap::new() }
-    }
-}
-
-impl Default for Deadline {
-    fn default() -> Self {
-        Self {
-            connect: Switch::On(Time::seconds(2)),
-            first_byte: Switch::On(Time::seconds(120)),
-            gap: Switch::On(Time::seconds(60)),
-            total: Switch::Off,
-        }
     }
 }
 

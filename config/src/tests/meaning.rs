@@ -1,6 +1,7 @@
 //! What a file means: defaults, forms of one thing, what a reload cannot change, what is printed.
 
 mod backends;
+mod deadlines;
 mod routes;
 
 use std::net::SocketAddr;
@@ -10,8 +11,8 @@ use serde_json::json;
 
 use crate::pattern::{Glob, HostPattern, PathPattern};
 use crate::validated::{
-    Action, Arm, Balance, Endpoint, HeaderEdits, HealthCheck, Host, Locality, LogField, LogFormat,
-    LogPath, PathRewrite, Place, Protocol, RetryReason, Signals, StatusRange, Sticky,
+    Action, Arm, Balance, Bound, Endpoint, HeaderEdits, HealthCheck, Host, Locality, LogField,
+    LogFormat, LogPath, PathRewrite, Place, Protocol, RetryReason, Signals, StatusRange, Sticky,
 };
 use crate::{Config, EXAMPLE, changed_restart_settings, from_upstreams, parse};
 
@@ -49,7 +50,7 @@ fn everything_has_a_default() {
     assert_eq!(route.name, "route-2");
     assert!(route.matches.is_any() && !config.reads_bodies());
     assert_eq!(route.force_arm.as_deref(), Some("x-outrigger-arm"));
-    assert_eq!(route.deadline.first_byte, Some(Duration::from_secs(120)));
+    assert_eq!(route.deadline.first_byte, Bound::Fixed(Duration::from_secs(120)));
     assert_eq!(route.deadline.total, None);
     let retry = route.retry.as_ref().expect("on");
     assert_eq!(retry.attempts, 3);
@@ -135,7 +136,7 @@ access_log: { format: off, path: /var/log/access.log }
     assert_eq!(route.matches.hosts, [HostPattern::Exact("a.example".into())]);
     assert_eq!(route.matches.methods, ["GET"]);
     assert_eq!((route.force_arm.as_ref(), route.retry.as_ref()), (None, None));
-    assert_eq!(route.deadline.gap, None);
+    assert_eq!(route.deadline.gap, Bound::Off);
     assert_eq!(route.deadline.total, Some(Duration::from_secs(5400)));
     assert_eq!(route.rewritten_path("/x").as_deref(), Some("/only"));
     assert_eq!(route.rewrite.request_headers.set, [("x-a".to_owned(), "1".to_owned())]);
@@ -155,7 +156,7 @@ access_log: { format: false }
     let (backend, route) = (&config.backends[0], &config.routes[0]);
     assert_eq!((backend.ejection.as_ref(), backend.max_connections), (None, None));
     assert_eq!((route.retry.as_ref(), route.force_arm.as_ref()), (None, None));
-    assert_eq!((route.deadline.gap, config.access_log.format), (None, None));
+    assert_eq!((&route.deadline.gap, config.access_log.format), (&Bound::Off, None));
 }
 
 #[test]
@@ -269,7 +270,9 @@ fn the_effective_configuration_has_units() {
     assert_eq!(route["match"]["path"], json!(["/v1/*"]));
     assert_eq!(route["match"]["headers"], json!({ "x-tenant": "gold-*" }));
     assert_eq!(route["action"]["split"][1], json!({ "name": "canary", "weight": 10 }));
-    assert_eq!(route["deadline"]["first_byte"], "2m");
+    assert_eq!(route["deadline"]["connect"], "2s");
+    assert_eq!(route["deadline"]["first_byte"]["quantile"], "99.9%");
+    assert_eq!(route["levels"]["table"][0]["first_byte"], "500ms");
     let when = json!(["connect", "refused", "reset", "overloaded", "stalled"]);
     assert_eq!(route["retry"]["when"], when);
     assert_eq!(route["rewrite"]["path"], "/api/*");

@@ -1,14 +1,14 @@
 //! A route: what it takes, and what is done with it.
 //!
 //! Leaves out what happens beside the request itself ([`Guard`], [`Mirror`]) and to its body
-//! ([`Compress`], [`Decompress`], [`Batch`]).
+//! ([`Compress`], [`Decompress`], [`Batch`]), and how long it may take ([`Deadline`], [`Levels`]).
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Batch, Compress, Decompress, Guard, Mirror, as_map, value_or_off};
+use super::{Batch, Compress, Deadline, Decompress, Guard, Levels, Mirror, as_map, value_or_off};
 use crate::pattern::{Glob, HostPattern, PathPattern};
 use crate::units;
 
@@ -30,6 +30,9 @@ pub struct Route {
     pub force_arm: Option<String>,
     /// How long each part may take.
     pub deadline: Deadline,
+    /// What changes under load; `None` = nothing.
+    #[serde(serialize_with = "value_or_off")]
+    pub levels: Option<Levels>,
     /// When another attempt is made; `None` = never.
     #[serde(serialize_with = "value_or_off")]
     pub retry: Option<Retry>,
@@ -145,23 +148,6 @@ pub enum Sticky {
     Cookie(String),
     /// The value of this top-level field of a JSON body.
     Body(String),
-}
-
-/// How long each part of a request may take; `None` = no bound.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Deadline {
-    /// To connect to an endpoint, per attempt.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub connect: Option<Duration>,
-    /// From the sent request to the first byte of the response.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub first_byte: Option<Duration>,
-    /// Between two pieces of the response.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub gap: Option<Duration>,
-    /// From the received request head to the end of the response, all attempts together.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub total: Option<Duration>,
 }
 
 /// When another attempt is made.

@@ -182,6 +182,11 @@ impl Facts {
         self.slowness.get().exp().clamp(1.0 / Self::SLOWEST, Self::SLOWEST)
     }
 
+    /// Whether anybody got a first byte here after that moment.
+    pub fn has_served_since(&self, moment: Instant) -> bool {
+        self.first_byte.get().is_some_and(|(_, last)| last > self.stamp(moment))
+    }
+
     /// The mean first byte of late, in seconds.
     pub fn first_byte_mean(&self) -> Option<f64> {
         self.first_byte.get().map(|(mean, _)| mean)

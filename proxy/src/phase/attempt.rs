@@ -17,7 +17,7 @@ use rand::Rng;
 use super::{ask::is_json, forward, respond, route::body_failure};
 use crate::{
     balance::Ask,
-    deadline::{Expiry, Next, Watchdog},
+    deadline::{Expiry, Limit, Next, Watchdog},
     outcome::Outcome,
     outlier,
     relay::{Bounds, Exchange, Fault, load_report},
@@ -174,8 +174,9 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
 
     /// A connection to the chosen endpoint: one that rests, or a new one. The client may go away meanwhile.
     async fn connect(&mut self, mut place: Place, reuse: Reuse) -> Result<(Upstream, Place), Miss> {
-        let limit = self.connect_limit().map_err(Miss::Final)?;
+        let learned = self.request.learning.as_ref().and_then(|learning| learning.connect());
         let start = Instant::now();
+        let limit = self.connect_limit(learned.as_ref(), start).map_err(Miss::Final)?;
         let endpoint = Arc::clone(place.endpoint());
         let dialled = connect(&endpoint, self.backend.settings.protocol, reuse, limit);
         let mut dialled = std::pin::pin!(dialled);
@@ -186,34 +187,48 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         })
         .await;
         match result {
-            Err(fault) => Err(Miss::Final(client_fault(self.request, self.route, fault))),
+            Err(fault) => Err(Miss::Final(client_fault(self.request, fault))),
             Ok(Ok((upstream, how))) => {
                 let opened = how == UpstreamConnection::Opened;
                 self.request.trail.connect = opened.then(|| start.elapsed());
+                if let (Some(learning), Some(took)) =
+                    (&self.request.learning, self.request.trail.connect)
+                {
+                    learning.connected(learned.as_ref(), took, start + took);
+                }
                 self.backend.metrics.connection(how);
                 Ok((upstream, place))
             }
-            Ok(Err(error)) => Err(self.dial_failed(&mut place, &error)),
+            Ok(Err(error)) => {
+                if let (Some(learning), DialError::TimedOut(_)) = (&self.request.learning, &error) {
+                    let now = Instant::now();
+                    learning.not_connected(learned.as_ref(), now - start, now);
+                }
+                Err(self.dial_failed(&mut place, &error))
+            }
         }
     }
 
-    /// The connect deadline, shortened to what is left of the total.
-    fn connect_limit(&self) -> Result<Option<Duration>, Failure> {
-        let deadline = &self.route.settings.deadline;
-        let Some(total) = deadline.total else { return Ok(deadline.connect) };
-        let left = total.saturating_sub(self.request.start.elapsed());
-        if left.is_zero() {
-            return Err(expired(self.request, self.route, Expiry::Total));
+    /// The connect deadline, as it was learned if it is, shortened to what is left of the total.
+    fn connect_limit(
+        &self,
+        learned: Option<&Limit>,
+        now: Instant,
+    ) -> Result<Option<Duration>, Failure> {
+        let configured = self.route.settings.deadline.connect.longest();
+        let connect = learned.map(|limit| limit.after).or(configured);
+        match self.request.allowed.left(now) {
+            None => Ok(connect),
+            Some(left) if left.is_zero() => Err(expired(self.request, Expiry::Total)),
+            Some(left) => Ok(Some(connect.map_or(left, |connect| connect.min(left)))),
         }
-        Ok(Some(deadline.connect.map_or(left, |connect| connect.min(left))))
     }
 
     fn dial_failed(&self, place: &mut Place, error: &DialError) -> Miss {
-        let total = self.route.settings.deadline.total;
-        if total.is_some_and(|total| self.request.start.elapsed() >= total) {
+        if self.request.allowed.left(Instant::now()).is_some_and(|left| left.is_zero()) {
             // It may have been about to answer.
             place.endpoint().metrics.ended(Outcome::TotalTimeout);
-            return Miss::Final(expired(self.request, self.route, Expiry::Total));
+            return Miss::Final(expired(self.request, Expiry::Total));
         }
         let (outcome, failure, how) = match error {
             DialError::Failed(_) => (
@@ -234,6 +249,8 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     }
 
     async fn exchange(&mut self, mut upstream: Upstream, place: Place) -> Result<Outcome, Miss> {
+        let Request { allowed, head, .. } = &mut *self.request;
+        allowed.tell(&mut head.fields, self.route);
         let sent = upstream.send_head(&self.request.head);
         let waiting = Counted::new(&self.route.metrics.awaiting_first_byte);
         let bounds = bounds(self.request, self.route, &self.backend);
@@ -285,7 +302,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     /// A pause before the next attempt, in which the client may go away and the total may pass.
     async fn wait(&mut self, pause: Duration) -> Result<(), Failure> {
         let until = Instant::now() + pause;
-        let total = bounds(self.request, self.route, &self.backend).total;
+        let total = self.request.allowed.until;
         let next = Next::never().or(Some(until), Expiry::Gap).or(total, Expiry::Total);
         let (client, watchdog) = (&mut *self.client, &mut *self.watchdog);
         let upload = &mut self.request.upload;
@@ -294,20 +311,20 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             Poll::Pending => watchdog.poll_expired(next, cx).map(Ok),
         });
         match over.await {
-            Err(fault) => Err(client_fault(self.request, self.route, fault)),
-            Ok(Expiry::Total) => Err(expired(self.request, self.route, Expiry::Total)),
+            Err(fault) => Err(client_fault(self.request, fault)),
+            Ok(Expiry::Total) => Err(expired(self.request, Expiry::Total)),
             Ok(_) => Ok(()),
         }
     }
 }
 
 fn bounds(request: &Request, route: &Route, backend: &Backend) -> Bounds {
-    let deadline = &route.settings.deadline;
+    let (deadline, allowed) = (&route.settings.deadline, &request.allowed);
     let limits = &request.snapshot.config.limits;
     Bounds {
-        first_byte: deadline.first_byte,
-        gap: deadline.gap,
-        total: deadline.total.map(|total| request.start + total),
+        first_byte: allowed.first_byte(deadline.first_byte.longest()),
+        gap: allowed.gap(deadline.gap.longest()),
+        total: allowed.until,
         client_body: limits.body_timeout,
         client_read: limits.write_timeout,
         believes_reports: backend.settings.signals.orca,
@@ -386,6 +403,7 @@ fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
 
 /// No head came: what that says about the endpoint, and whether another one may help.
 fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fault: Fault) -> Miss {
+    let hangs = exchange.learn(Some(&fault));
     let endpoint = exchange.place.endpoint().name.clone();
     let (outcome, blamed, reason, detail) = match fault {
         Fault::Upstream(WireError::Refused) => (
@@ -412,12 +430,15 @@ fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fau
             (Outcome::Stalled, blamed, Some(Reason::Stalled), detail)
         }
         Fault::Expired(Expiry::FirstByte) => {
-            let failure = expired(exchange.request, route, Expiry::FirstByte);
+            let failure = expired(exchange.request, Expiry::FirstByte);
             let blamed = Some(outlier::Failure::FirstByteTimeout);
-            (failure.outcome, blamed, Some(Reason::FirstByte), failure.detail)
+            // One that hangs has lost the request; one that is slow with it works on it still.
+            let wanted = route.retry.as_ref().is_some_and(|it| it.on.contains(Reason::FirstByte));
+            let reason = if hangs && !wanted { Reason::Stalled } else { Reason::FirstByte };
+            (failure.outcome, blamed, Some(reason), failure.detail)
         }
         fault => {
-            let failure = client_fault(exchange.request, route, fault);
+            let failure = client_fault(exchange.request, fault);
             exchange.place.endpoint().metrics.ended(failure.outcome);
             exchange.give_up();
             return Miss::Final(failure);
@@ -436,14 +457,14 @@ fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fau
 }
 
 /// A fault that is the client's, or that is the same for every endpoint.
-fn client_fault(request: &Request, route: &Route, fault: Fault) -> Failure {
+fn client_fault(request: &Request, fault: Fault) -> Failure {
     match fault {
         Fault::ClientGone => client_gone(),
         Fault::Expired(Expiry::ClientRead) => {
             Failure::new(Outcome::ClientTimeout, "the client does not read its response")
         }
         Fault::Expired(expiry @ (Expiry::Total | Expiry::Gap | Expiry::FirstByte)) => {
-            expired(request, route, expiry)
+            expired(request, expiry)
         }
         fault => body_failure(request, fault),
     }
@@ -484,6 +505,7 @@ async fn relay(
     if let Some(first_byte) = first_byte {
         endpoint.metrics.first_byte.observe(first_byte);
     }
+    exchange.learn(result.as_ref().err());
     match result {
         Ok(()) => {
             let outcome = Outcome::of_upstream_status(status);
@@ -493,17 +515,12 @@ async fn relay(
             exchange.finish(backend);
             Ok(outcome)
         }
-        Err(fault) => Err(broken_off(exchange, route, backend, fault)),
+        Err(fault) => Err(broken_off(exchange, backend, fault)),
     }
 }
 
 /// The response broke off in the middle.
-fn broken_off(
-    mut exchange: Exchange<'_, '_>,
-    route: &Route,
-    backend: &Backend,
-    fault: Fault,
-) -> Failure {
+fn broken_off(mut exchange: Exchange<'_, '_>, backend: &Backend, fault: Fault) -> Failure {
     exchange.request.packer = exchange.take_packer();
     let endpoint = exchange.place.endpoint().name.clone();
     let failure = match fault {
@@ -515,7 +532,7 @@ fn broken_off(
             format!("endpoint {endpoint} broke off its response: {error}"),
         ),
         Fault::Expired(Expiry::Stalled) => Failure::new(Outcome::Stalled, stalled(&endpoint)),
-        fault => client_fault(exchange.request, route, fault),
+        fault => client_fault(exchange.request, fault),
     };
     exchange.place.endpoint().metrics.ended(failure.outcome);
     let blamed = match failure.outcome {
@@ -555,15 +572,15 @@ fn client_gone() -> Failure {
     Failure::new(Outcome::ClientGone, "the client went away")
 }
 
-/// A deadline of the route has passed.
-pub fn expired(request: &Request, route: &Route, expiry: Expiry) -> Failure {
-    let deadline = &route.settings.deadline;
+/// A deadline of the request has passed.
+pub fn expired(request: &Request, expiry: Expiry) -> Failure {
+    let (trail, allowed) = (&request.trail, &request.allowed);
     let (outcome, name, limit) = match expiry {
-        Expiry::FirstByte => (Outcome::FirstByteTimeout, "first_byte", deadline.first_byte),
-        Expiry::Gap => (Outcome::GapTimeout, "gap", deadline.gap),
+        Expiry::FirstByte => (Outcome::FirstByteTimeout, "first_byte", trail.first_byte_limit),
+        Expiry::Gap => (Outcome::GapTimeout, "gap", trail.gap_limit),
         Expiry::Stalled => (Outcome::Stalled, "stall", None),
         Expiry::Total | Expiry::ClientBody | Expiry::ClientRead => {
-            (Outcome::TotalTimeout, "total", deadline.total)
+            (Outcome::TotalTimeout, allowed.whose_total(), allowed.total)
         }
     };
     let limit = limit.unwrap_or_default();

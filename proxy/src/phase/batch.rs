@@ -196,10 +196,6 @@ fn key(ask: &Ask, request: &Request, backend: &Backend) -> Key {
     key
 }
 
-fn total_of(request: &Request, route: &Route) -> Option<Instant> {
-    route.settings.deadline.total.map(|total| request.start + total)
-}
-
 /// What a request that waits is woken by.
 enum Woken {
     /// Its part of an answer.
@@ -213,7 +209,6 @@ enum Woken {
 /// A request among those that wait. It leaves with its client.
 struct Waiting<'a> {
     batcher: &'a Batcher,
-    route: &'a Route,
     /// When it must be over.
     total: Option<Instant>,
     /// Its place, and when the batch closes, while nobody has sent it.
@@ -235,24 +230,22 @@ impl<'a> Waiting<'a> {
         batcher: &'a Batcher,
         ask: Ask,
         request: &Request,
-        route: &'a Arc<Route>,
+        route: &Arc<Route>,
         backend: &Arc<Backend>,
     ) -> Self {
         let key = key(&ask, request, backend);
         let (answer, part) = oneshot::channel();
-        let (size, total) = (ask.size(), total_of(request, route));
+        let (size, total) = (ask.size(), request.allowed.until);
         let seat = Seat { ask, answer };
         let turn = batcher.lobby.lock().join(Instant::now(), key, size, total, seat);
         match turn {
-            Turn::Send(batch) => {
-                Waiting { batcher, route, total, place: None, due: Some(batch), part }
-            }
+            Turn::Send(batch) => Waiting { batcher, total, place: None, due: Some(batch), part },
             Turn::Wait { ticket, closes, pushed_out } => {
                 // It is of others, who wait for it.
                 if let Some(batch) = pushed_out {
                     send(batch, request, route, backend);
                 }
-                Waiting { batcher, route, total, place: Some((ticket, closes)), due: None, part }
+                Waiting { batcher, total, place: Some((ticket, closes)), due: None, part }
             }
         }
     }
@@ -285,7 +278,7 @@ impl<'a> Waiting<'a> {
         })
         .await;
         woken.map_err(|fault| match fault {
-            Fault::Expired(_) => expired(request, self.route, Expiry::Total),
+            Fault::Expired(_) => expired(request, Expiry::Total),
             fault => body_failure(request, fault),
         })
     }

@@ -85,6 +85,7 @@ fn record<'a>(
         outcome,
         duration,
         first_byte,
+        deadline: trail.first_byte_limit.filter(|_| request.allowed.is_unusual(request)),
         upstream_connect: trail.connect,
         attempts: trail.attempts,
         bytes_in: request.upload.received(),

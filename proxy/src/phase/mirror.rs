@@ -150,6 +150,8 @@ fn copied_head(request: &Request, body: &[Bytes]) -> RequestHead {
     strip_hop_by_hop(&mut head.fields);
     head.fields.remove("content-length");
     head.fields.remove("te");
+    // What the client had time for is over; a copy has a bound of its own.
+    config::BudgetField::ALL.iter().for_each(|field| head.fields.remove(field.name()));
     head.fields.set(MIRRORED, "1");
     let length: usize = body.iter().map(Bytes::len).sum();
     head.body = if length == 0 { BodyLength::Empty } else { BodyLength::Exact(length as u64) };

@@ -20,8 +20,8 @@ use crate::{
     wire::{BodyLength, Downstream, Fields, Frame, ResponseHead, Side, hop::strip_hop_by_hop},
 };
 
-/// When to come back, in seconds: the least that the field can say, since nothing is known of how long it will last.
-const RETRY_AFTER: &str = "1";
+/// When to come back where nothing is known of how long it will last: the least that the field can say.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a client may take to read why its response broke off.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -115,6 +115,9 @@ pub async fn failure(
     let Some(status) = failure.outcome.status().filter(|_| !client.head_sent()) else {
         return break_off(request, client, watchdog, failure).await;
     };
+    if request.is_grpc() {
+        return grpc_failure(request, client, watchdog, failure).await;
+    }
     let (content_type, body) =
         error_body(request.error_format(), failure.outcome, &failure.detail, &request.id);
     let mut head = ResponseHead::new(status);
@@ -128,13 +131,51 @@ pub async fn failure(
         head.fields.append("x-should-retry", if retry { "true" } else { "false" });
     }
     if failure.outcome.wants_retry_after() {
-        head.fields.append("retry-after", RETRY_AFTER);
+        head.fields.append("retry-after", whole_seconds(failure).to_string());
     }
     // A client that does not take its error is gone; the outcome stays what it was.
     let _ = send(request, client, watchdog, head, body.into()).await;
 }
 
-/// The response has begun and can not be completed: an event stream says so in its own words, everything ends so
+/// When to come back, in seconds: never too early.
+fn whole_seconds(failure: &Failure) -> u64 {
+    let after = failure.retry_after.unwrap_or_default().max(RETRY_AFTER);
+    after.as_secs() + u64::from(after.subsec_nanos() > 0)
+}
+
+/// The same to a client of gRPC: the status is in the head, which is all there is.
+async fn grpc_failure(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+    failure: &Failure,
+) {
+    let mut head = ResponseHead::new(200);
+    head.fields.append("content-type", "application/grpc");
+    tell_grpc(&mut head.fields, failure);
+    if failure.outcome.wants_retry_after() {
+        let millis = whole_seconds(failure) * 1_000;
+        head.fields.append("grpc-retry-pushback-ms", millis.to_string());
+    }
+    head.fields.append("x-request-id", &request.id);
+    let _ = send(request, client, watchdog, head, Bytes::new()).await;
+}
+
+/// The status and the message of gRPC.
+fn tell_grpc(fields: &mut Fields, failure: &Failure) {
+    fields.append("grpc-status", failure.outcome.grpc_status().to_string());
+    fields.append_with("grpc-message", |out| {
+        let words = failure.outcome.message().bytes().chain(*b" Cause: ");
+        for byte in words.chain(failure.detail.bytes()) {
+            match byte {
+                b' '..=b'~' if byte != b'%' => out.push(byte),
+                _ => out.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+            }
+        }
+    });
+}
+
+/// The response has begun and can not be completed: an event stream and gRPC say so in their own words, everything ends so
 /// that nobody takes it for complete.
 async fn break_off(
     request: &mut Request,
@@ -151,6 +192,11 @@ async fn break_off(
             Some(packer) => _ = packer.last_words(event.as_bytes(), client),
             None => client.send(Frame::Data(Bytes::from(event))),
         }
+        client.end_events();
+    } else if client.head_sent() && request.head.version == 20 && request.is_grpc() {
+        let mut trailers = Fields::new();
+        tell_grpc(&mut trailers, failure);
+        client.send(Frame::Trailers(trailers));
         client.end_events();
     }
     let next = Next::never().or(Some(Instant::now() + LAST_WORDS), Expiry::ClientRead);

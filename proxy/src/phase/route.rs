@@ -236,6 +236,7 @@ fn enter(request: &mut Request, route: &Arc<Route>) {
             let arm = forced.unwrap_or_else(|| choose_arm(route, split, request));
             request.arm = Some(Arc::clone(&arm.backend));
             request.metrics = Arc::clone(&arm.metrics);
+            request.learning.clone_from(&arm.learning);
         }
         Action::Local(metrics) => request.metrics = Arc::clone(metrics),
     }

@@ -19,6 +19,10 @@ pub struct Progress {
     /// How many pauses there were between events, and how long all of them together.
     gap_count: u32,
     gap_sum: Duration,
+    /// The longest pause between two pieces.
+    longest_gap: Option<Duration>,
+    /// Nothing was read for a while because the client was behind.
+    held_up: bool,
 }
 
 impl Progress {
@@ -34,6 +38,8 @@ impl Progress {
             gaps: None,
             gap_count: 0,
             gap_sum: Duration::ZERO,
+            longest_gap: None,
+            held_up: false,
         }
     }
 
@@ -49,17 +55,26 @@ impl Progress {
         self.bytes += data.len() as u64;
         self.chunks += 1;
         let events = self.meter.feed(data);
-        if let Some(last) = self.last.replace(now)
-            && events > 0
-            && let Some(gaps) = &mut self.gaps
-        {
+        if let Some(last) = self.last.replace(now) {
             let gap = now.saturating_duration_since(last);
-            gaps.observe(gap);
-            self.gap_count += 1;
-            self.gap_sum += gap;
+            if !std::mem::take(&mut self.held_up) {
+                self.longest_gap = self.longest_gap.max(Some(gap));
+            }
+            if events > 0
+                && let Some(gaps) = &mut self.gaps
+            {
+                gaps.observe(gap);
+                self.gap_count += 1;
+                self.gap_sum += gap;
+            }
         }
         self.first.get_or_insert(now);
         self.chunks == 1
+    }
+
+    /// The client is behind, so nothing is read for a while: the pause that ends with the next piece says nothing.
+    pub fn hold_up(&mut self) {
+        self.held_up = true;
     }
 
     /// So many bytes of a body of our own were sent. They count as bytes, but tell nothing about an endpoint.
@@ -80,6 +95,11 @@ impl Progress {
     /// The mean pause between two events.
     pub fn mean_gap(&self) -> Option<Duration> {
         (self.gap_count > 0).then(|| self.gap_sum / self.gap_count)
+    }
+
+    /// The longest pause between two pieces that was the endpoint's.
+    pub fn longest_gap(&self) -> Option<Duration> {
+        self.longest_gap
     }
 
     /// From `start` to the first piece.
@@ -106,5 +126,23 @@ impl Progress {
 impl Default for Progress {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_gap_is_the_endpoints_own() {
+        let (mut progress, start) = (Progress::new(), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        progress.data(b"a", at(500));
+        assert_eq!(progress.longest_gap(), None, "one piece has no gap");
+        progress.data(b"b", at(540));
+        progress.hold_up();
+        progress.data(b"c", at(9_000));
+        progress.data(b"d", at(9_030));
+        assert_eq!(progress.longest_gap(), Some(Duration::from_millis(40)));
     }
 }

@@ -105,6 +105,18 @@ pub enum UploadError {
 /// How far from either end of a body its short members are looked for, in bytes.
 const ENDS: usize = 2048;
 
+/// The number after one of these names.
+fn says_number(text: &[u8]) -> Option<u64> {
+    static NAMES: LazyLock<[Finder<'static>; 2]> =
+        LazyLock::new(|| ["\"max_tokens\"", "\"max_completion_tokens\""].map(Finder::new));
+    NAMES.iter().find_map(|name| {
+        let at = name.find(text)? + name.needle().len();
+        let value = text[at..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+        let digits = value.iter().take_while(|b| b.is_ascii_digit()).count();
+        std::str::from_utf8(&value[..digits]).ok()?.parse().ok()
+    })
+}
+
 /// Whether the text has `"stream": true`.
 fn says_stream(text: &[u8]) -> bool {
     static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"stream\""));
@@ -176,12 +188,21 @@ impl Upload {
     /// Whether a JSON body asks for a stream of events, as far as what is kept of it shows: the member stands near one
     /// end of the body, where the prompt is not.
     pub fn asks_for_stream(&self) -> bool {
-        let (Some(first), Some(last)) = (self.kept.first(), self.kept.last()) else { return false };
+        self.ends().is_some_and(|ends| ends.into_iter().any(says_stream))
+    }
+
+    /// The most tokens that a JSON body allows for the answer, where that shows likewise.
+    pub fn most_tokens(&self) -> Option<u64> {
+        self.ends()?.into_iter().find_map(says_number)
+    }
+
+    /// What is kept of the two ends of the body; of a short one the whole twice over would say no more than once.
+    fn ends(&self) -> Option<[&[u8]; 2]> {
+        let (first, last) = (self.kept.first()?, self.kept.last()?);
         if self.kept.len() == 1 && first.len() <= 2 * ENDS {
-            return says_stream(first);
+            return Some([first, &[]]);
         }
-        says_stream(&first[..first.len().min(ENDS)])
-            || says_stream(&last[last.len().saturating_sub(ENDS)..])
+        Some([&first[..first.len().min(ENDS)], &last[last.len().saturating_sub(ENDS)..]])
     }
 
     /// Looks for these top-level fields of a JSON body from now on, to its end.
@@ -385,5 +406,32 @@ impl Upload {
         self.gave_up |= self.sent > 0;
         self.kept_bytes -= self.kept.drain(..self.sent).map(|b| b.len() as u64).sum::<u64>();
         self.sent = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(pieces: &[&str]) -> Upload {
+        let pieces = pieces.iter().map(|piece| Bytes::copy_from_slice(piece.as_bytes()));
+        Upload { kept: pieces.collect(), ..Upload::default() }
+    }
+
+    #[test]
+    fn the_most_tokens_are_found_near_either_end() {
+        let prompt = "word ".repeat(2_000);
+        for (pieces, most) in [
+            (vec![r#"{"max_tokens": 12, "prompt": "x"}"#.to_owned()], Some(12)),
+            (vec![format!(r#"{{"prompt":"{prompt}","max_completion_tokens":7}}"#)], Some(7)),
+            (vec![r#"{"max_tokens":5,"#.to_owned(), prompt.clone()], Some(5)),
+            (vec![prompt.clone(), r#""max_tokens" :9}"#.to_owned()], Some(9)),
+            (vec![r#"{"max_tokens":null}"#.to_owned()], None),
+            (vec![r#"{"max_tokens":99999999999999999999999}"#.to_owned()], None),
+            (vec![], None),
+        ] {
+            let pieces: Vec<_> = pieces.iter().map(String::as_str).collect();
+            assert_eq!(kept(&pieces).most_tokens(), most, "{pieces:?}");
+        }
     }
 }

@@ -124,6 +124,16 @@ declare! {
         "Time from the request head to the first byte of the answer.";
     ChunkGap HISTOGRAM "chunk_gap_seconds" ["route" "arm"]
         "Time between two events of a streamed answer.";
+    DeadlineSeconds HISTOGRAM "deadline_seconds" ["route" "arm" "deadline"]
+        "Deadlines that were set, where they are learned.";
+    Deadlines COUNTER "deadlines_total" ["route" "arm" "deadline" "basis"]
+        "Deadlines that were set, where they are learned, by what they rest on.";
+    Explored COUNTER "deadlines_explored_total" ["route" "arm" "deadline" "result"]
+        "Requests that had the ceiling for a deadline, by whether they were in time for what was learned.";
+    LoadLevel GAUGE "load_level" ["route"]
+        "The load level in force, counted from 1; 0 below the first.";
+    ClientBudgets COUNTER "client_budgets_total" ["route" "result"]
+        "Requests whose client said how long it waits.";
     InFlight GAUGE "requests_in_flight" ["route"]
         "Requests that have begun and not ended.";
     AwaitingFirstByte GAUGE "requests_awaiting_first_byte" ["route"]
@@ -237,6 +247,54 @@ label_values! {
 }
 
 label_values! {
+    /// What a deadline is for.
+    DeadlineKind {
+        /// To connect.
+        Connect "connect",
+        /// To the first byte.
+        FirstByte "first_byte",
+        /// Between two pieces.
+        Gap "gap",
+    }
+}
+
+label_values! {
+    /// What a deadline rests on.
+    DeadlineBasis {
+        /// It was learned.
+        Learned "learned",
+        /// Too little is known: it is the ceiling.
+        Unknown "unknown",
+        /// It is the ceiling, to see what lies beyond.
+        Explored "explored",
+    }
+}
+
+label_values! {
+    /// How it went for a request that had the ceiling for a deadline.
+    ExploredResult {
+        /// It was in time for what was learned.
+        InTime "in_time",
+        /// It was served, but would have been cut off.
+        Late "late",
+        /// It was cut off all the same.
+        Never "never",
+    }
+}
+
+label_values! {
+    /// What became of the time that a client gave.
+    ClientBudget {
+        /// It bounds the request.
+        Obeyed "obeyed",
+        /// It could not be read.
+        Odd "odd",
+        /// It was over before anything was sent.
+        Exhausted "exhausted",
+    }
+}
+
+label_values! {
     /// How near an endpoint is.
     Nearness {
         /// In the own pod.
@@ -342,6 +400,8 @@ struct Inner {
     process: ProcessMetrics,
     routes: Handles<1, RouteMetrics>,
     arms: Handles<2, ArmMetrics>,
+    deadlines: Handles<2, DeadlineMetrics>,
+    levels: Handles<1, LevelMetrics>,
     endpoints: Handles<2, EndpointMetrics>,
     backends: Handles<1, BackendMetrics>,
     listeners: Handles<1, ListenerMetrics>,
@@ -359,6 +419,8 @@ impl Metrics {
             process: ProcessMetrics::default(),
             routes: Handles::default(),
             arms: Handles::default(),
+            deadlines: Handles::default(),
+            levels: Handles::default(),
             endpoints: Handles::default(),
             backends: Handles::default(),
             listeners: Handles::default(),
@@ -403,6 +465,23 @@ impl Metrics {
     #[must_use]
     pub fn arm(&self, route: &str, arm: &str) -> Arc<ArmMetrics> {
         self.inner.arms.get([route, arm], |[route, _]| ArmMetrics::new(self.route(route)))
+    }
+
+    /// The handle of the deadlines that an arm of a route learns.
+    #[must_use]
+    pub fn deadlines(&self, route: &str, arm: &str) -> Arc<DeadlineMetrics> {
+        self.inner.deadlines.get([route, arm], |_| DeadlineMetrics::default())
+    }
+
+    /// The handle of the load levels of a route.
+    #[must_use]
+    pub fn levels(&self, route: &str) -> Arc<LevelMetrics> {
+        self.inner.levels.get([route], |_| LevelMetrics::default())
+    }
+
+    /// Removes the series of a route that has no load levels any more.
+    pub fn forget_levels(&self, route: &str) {
+        self.inner.levels.forget([route]);
     }
 
     /// The handle of an endpoint.
@@ -505,6 +584,7 @@ pub struct RouteMetrics {
     pub compressed_out: Counter,
     retries: [Counter; RetryReason::ALL.len()],
     retries_denied: [Counter; RetryDenied::ALL.len()],
+    budgets: [Counter; ClientBudget::ALL.len()],
 }
 
 impl RouteMetrics {
@@ -518,6 +598,11 @@ impl RouteMetrics {
         self.retries_denied[reason as usize].inc();
     }
 
+    /// A client said how long it waits.
+    pub fn budget(&self, result: ClientBudget) {
+        self.budgets[result as usize].inc();
+    }
+
     fn write(&self, labels: &[&str], page: &mut Page) {
         page.gauge(Id::InFlight, labels, &self.in_flight);
         page.gauge(Id::AwaitingFirstByte, labels, &self.awaiting_first_byte);
@@ -528,6 +613,10 @@ impl RouteMetrics {
         page.by_value(Id::Retries, labels, &RetryReason::ALL, RetryReason::name, &self.retries);
         let denied = &self.retries_denied;
         page.by_value(Id::RetriesDenied, labels, RetryDenied::ALL, RetryDenied::as_str, denied);
+        if self.budgets.iter().any(|count| count.get() > 0) {
+            let (all, name) = (ClientBudget::ALL, ClientBudget::as_str);
+            page.by_value(Id::ClientBudgets, labels, all, name, &self.budgets);
+        }
     }
 }
 
@@ -592,6 +681,73 @@ impl ArmMetrics {
             let labels = [labels, &[outcome.as_str(), code]].concat();
             page.counter(Id::Requests, &labels, count);
         });
+    }
+}
+
+/// What is told of the deadlines that an arm of a route learns.
+#[derive(Debug)]
+pub struct DeadlineMetrics {
+    seconds: [Histogram; DeadlineKind::ALL.len()],
+    set: [[Counter; DeadlineBasis::ALL.len()]; DeadlineKind::ALL.len()],
+    explored: [[Counter; ExploredResult::ALL.len()]; DeadlineKind::ALL.len()],
+}
+
+impl Default for DeadlineMetrics {
+    fn default() -> Self {
+        Self {
+            seconds: std::array::from_fn(|_| Histogram::new(FIRST_BYTE)),
+            set: Default::default(),
+            explored: Default::default(),
+        }
+    }
+}
+
+impl DeadlineMetrics {
+    /// A deadline was set.
+    pub fn set(&self, kind: DeadlineKind, basis: DeadlineBasis, deadline: Duration) {
+        self.seconds[kind as usize].observe(deadline);
+        self.set[kind as usize][basis as usize].inc();
+    }
+
+    /// So it went for a request that had the ceiling for a deadline.
+    pub fn explored(&self, kind: DeadlineKind, result: ExploredResult) {
+        self.explored[kind as usize][result as usize].inc();
+    }
+
+    /// Of those that had the ceiling and were served, the share that would have been cut off; `None` before the first.
+    #[must_use]
+    pub fn late_share(&self, kind: DeadlineKind) -> Option<f64> {
+        let [in_time, late] = [ExploredResult::InTime, ExploredResult::Late]
+            .map(|result| as_float(self.explored[kind as usize][result as usize].get()));
+        (in_time + late > 0.0).then(|| late / (in_time + late))
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        for kind in DeadlineKind::ALL {
+            let (index, labels) = (*kind as usize, [labels, &[kind.as_str()]].concat());
+            // What is not learned has no series.
+            if self.set[index].iter().all(|count| count.get() == 0) {
+                continue;
+            }
+            page.histogram(Id::DeadlineSeconds, &labels, &self.seconds[index]);
+            let (all, name) = (DeadlineBasis::ALL, DeadlineBasis::as_str);
+            page.by_value(Id::Deadlines, &labels, all, name, &self.set[index]);
+            let (all, name) = (ExploredResult::ALL, ExploredResult::as_str);
+            page.by_value(Id::Explored, &labels, all, name, &self.explored[index]);
+        }
+    }
+}
+
+/// What is told of the load levels of a route.
+#[derive(Debug, Default)]
+pub struct LevelMetrics {
+    /// The level in force, from 1; 0 below the first.
+    pub level: Gauge,
+}
+
+impl LevelMetrics {
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.gauge(Id::LoadLevel, labels, &self.level);
     }
 }
 
@@ -990,6 +1146,8 @@ impl Collector for Walker {
         self.inner.process.write(&mut page);
         self.inner.routes.for_each(|route, labels| route.write(labels, &mut page));
         self.inner.arms.for_each(|arm, labels| arm.write(labels, &mut page));
+        self.inner.deadlines.for_each(|deadlines, labels| deadlines.write(labels, &mut page));
+        self.inner.levels.for_each(|levels, labels| levels.write(labels, &mut page));
         self.inner.endpoints.for_each(|endpoint, labels| endpoint.write(labels, &mut page));
         self.inner.backends.for_each(|backend, labels| backend.write(labels, &mut page));
         self.inner.listeners.for_each(|listener, labels| listener.write(labels, &mut page));
@@ -1132,6 +1290,10 @@ mod tests {
         metrics.mirror("chat", "shadow").ended(MirrorResult::Same);
         metrics.canary("chat", "canary").decided(CanaryVerdict::Stepped);
         metrics.batches("chat").batches.inc();
+        let deadlines = metrics.deadlines("chat", "stable");
+        deadlines.set(DeadlineKind::Gap, DeadlineBasis::Learned, Duration::from_secs(2));
+        metrics.levels("chat").level.set(1);
+        arm.route.budget(ClientBudget::Obeyed);
         metrics
     }
 

@@ -11,7 +11,7 @@ use outrigger_config::validated::{self as config, Balance, BalancePolicy, HashTa
 use tokio::sync::watch;
 
 use crate::{
-    balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy},
+    balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy, Standing},
     discovery::{self, Found},
     endpoint::{Endpoint, InFlight, Joined, Registry, passive::Passive, slow_start},
     outlier::{Admit, Failure, Group, Pass, Reason, Transition, peers::Sample, stall::Turn},
@@ -292,6 +292,11 @@ impl Place {
     /// Where the attempt is.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.member.endpoint
+    }
+
+    /// What the attempt found there, itself included.
+    pub fn standing(&self) -> Standing {
+        self.in_flight.standing()
     }
 
     /// Whether a request that is served here leaves a pod that has an engine of its own.

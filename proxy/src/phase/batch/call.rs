@@ -18,8 +18,10 @@ use super::{Batched, Part, Seat};
 use crate::{
     balance::{self, Cost},
     batch::{Batch, Cause, Ended, Verdict, merge, split},
+    deadline::Answer,
     endpoint::Endpoint,
     gateway,
+    learning::{Foresight, Learning},
     outcome::Outcome,
     outlier,
     phase::{ask::key, forward},
@@ -44,6 +46,7 @@ struct Errand {
     key: Option<u64>,
     destinations: Vec<SocketAddr>,
     hopped: bool,
+    learning: Option<Arc<Learning>>,
     route: Arc<Route>,
     backend: Arc<Backend>,
 }
@@ -60,8 +63,11 @@ pub(super) fn send(
         batcher.metrics.counted(Batched::Alone, 1);
         return batcher.lobby.lock().finished(batch.call, Ended::Failed, Instant::now());
     }
+    let mut head = request.head.clone();
+    request.allowed.tell(&mut head.fields, route);
     let errand = Errand {
-        head: request.head.clone(),
+        head,
+        learning: request.learning.clone(),
         key: key(request, backend),
         destinations: forward::destinations(&request.head.fields, backend),
         hopped: forward::has_hopped(&request.head.fields),
@@ -154,7 +160,11 @@ impl Errand {
         let Choice::Taken(mut place) = chosen else { return Err(Outcome::NoEndpoint) };
         let endpoint = Arc::clone(place.endpoint());
         let head = self.head_to(&place, body.len());
-        let limit = self.route.settings.deadline.first_byte;
+        let whole = Answer::Whole { most: None };
+        let foresight =
+            self.learning.as_ref().map(|learning| learning.foresee(&place, whole, start));
+        let learned = foresight.as_ref().and_then(Foresight::first_byte);
+        let limit = learned.or(self.route.settings.deadline.first_byte.longest());
         let answer = tokio::select! {
             biased;
             () = all_left => None,
@@ -164,12 +174,19 @@ impl Errand {
             Some(Ok(answer)) => {
                 let good = (200..300).contains(&answer.status);
                 let after = good.then(|| answer.first_byte.saturating_duration_since(start));
+                if let (Some(after), Some(foresight)) = (after, &foresight) {
+                    foresight.served(&place, after, answer.first_byte);
+                }
                 endpoint.announce(place.first_byte(after, answer.first_byte));
                 endpoint.metrics.ended(Outcome::of_upstream_status(answer.status));
                 judge(&mut place, &self.backend, answer.status);
                 Ok((answer, endpoint))
             }
             Some(Err((outcome, failure))) => {
+                let now = Instant::now();
+                if let (Outcome::FirstByteTimeout, Some(foresight)) = (outcome, &foresight) {
+                    foresight.cut_off(&place, now - start, now);
+                }
                 endpoint.metrics.ended(outcome);
                 endpoint.announce(place.failed(failure, &self.backend, Instant::now()));
                 Err(outcome)
@@ -200,7 +217,7 @@ impl Errand {
         body: Bytes,
     ) -> Result<Fetched, Missed> {
         let settings = &self.backend.settings;
-        let limit = self.route.settings.deadline.connect;
+        let limit = self.route.settings.deadline.connect.longest();
         let (mut upstream, how) = connect(endpoint, settings.protocol, Reuse::Allowed, limit)
             .await
             .map_err(|_| (Outcome::ConnectFailed, outlier::Failure::ConnectRefused))?;

@@ -56,6 +56,8 @@ pub struct Record<'a> {
     pub duration: Duration,
     /// From the request head to the first byte of the answer.
     pub first_byte: Option<Duration>,
+    /// How long the first byte was waited for, where that was learned, or came of a load level.
+    pub deadline: Option<Duration>,
     /// How long it took to connect to the endpoint; `None` on a connection used again.
     pub upstream_connect: Option<Duration>,
     /// Attempts made.
@@ -94,6 +96,7 @@ impl Default for Record<'_> {
             outcome: Outcome::Ok,
             duration: Duration::ZERO,
             first_byte: None,
+            deadline: None,
             upstream_connect: None,
             attempts: 0,
             bytes_in: 0,
@@ -175,6 +178,7 @@ fn value(field: LogField, record: &Record<'_>, out: &mut Vec<u8>) -> bool {
         LogField::Outcome => text(out, record.outcome.as_str().as_bytes()),
         LogField::DurationMs => millis(out, record.duration),
         LogField::FirstByteMs => record.first_byte.is_some_and(|elapsed| millis(out, elapsed)),
+        LogField::DeadlineMs => record.deadline.is_some_and(|limit| millis(out, limit)),
         LogField::UpstreamConnectMs => {
             record.upstream_connect.is_some_and(|elapsed| millis(out, elapsed))
         }
@@ -453,10 +457,11 @@ impl Text<'_> {
 }
 
 /// The fields without a column.
-const NAMED: [LogField; 9] = [
+const NAMED: [LogField; 10] = [
     LogField::Model,
     LogField::Chunks,
     LogField::Attempts,
+    LogField::DeadlineMs,
     LogField::UpstreamConnectMs,
     LogField::Protocol,
     LogField::Client,
@@ -520,6 +525,7 @@ pub(super) mod tests {
             outcome: Outcome::Ok,
             duration: Duration::from_micros(1_234_567),
             first_byte: Some(Duration::from_micros(35_007)),
+            deadline: Some(Duration::from_millis(1_250)),
             upstream_connect: Some(Duration::from_micros(90)),
             attempts: 1,
             bytes_in: 1234,
@@ -547,7 +553,8 @@ pub(super) mod tests {
             r#""host":"api.example.com","path":"/v1/chat/completions","route":"chat","#,
             r#""arm":"stable","endpoint":"127.0.0.1:8000","model":"llama-3-8b","#,
             r#""protocol":"HTTP/1.1","status":200,"outcome":"ok","duration_ms":1234.567,"#,
-            r#""first_byte_ms":35.007,"upstream_connect_ms":0.090,"attempts":1,"bytes_in":1234,"#,
+            r#""first_byte_ms":35.007,"deadline_ms":1250.000,"upstream_connect_ms":0.090,"attempts":1,"#,
+            r#""bytes_in":1234,"#,
             r#""bytes_out":45678,"chunks":340,"tokens_in":12,"tokens_out":340,"#,
             r#""user_agent":"OpenAI/Python 1.0"}"#,
             "\n",
