@@ -17,11 +17,13 @@ use crate::validated::{
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 10] = [
+const ABOUT_ENDPOINTS: [&str; 12] = [
     "sticky",
     "force_arm",
     "deadline",
     "retry",
+    "answers",
+    "fallback",
     "rewrite",
     "expose",
     "mirror",
@@ -84,6 +86,7 @@ impl Checker<'_> {
         let mirror = route.mirror.as_ref();
         let mirror =
             mirror.and_then(|mirror| self.mirror(node.at("mirror"), mirror, action.as_ref(), file));
+        let (answers, fallback) = self.answers(node, route, file);
         let compress = self.compress(node.at("compress"), &route.compress);
         let route = Route {
             name: name.to_owned(),
@@ -93,6 +96,8 @@ impl Checker<'_> {
             force_arm,
             deadline: deadline(&route.deadline),
             retry,
+            answers,
+            fallback,
             rewrite,
             expose: expose(&route.expose),
             errors: route.errors,
