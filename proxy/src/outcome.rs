@@ -23,6 +23,12 @@ pub enum Outcome {
     ServerError,
     /// A route answered by itself: a redirect or a fixed response.
     Local,
+    /// Answered from store, without asking an endpoint.
+    Stored,
+    /// Answered from store because the live path failed.
+    Fallback,
+    /// Only a stored answer was wanted, and there is none.
+    NotStored,
     /// No route matches the request.
     NoRoute,
     /// The request is malformed, or means different things to different readers.
@@ -69,11 +75,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
         Self::Local,
+        Self::Stored,
+        Self::Fallback,
+        Self::NotStored,
         Self::NoRoute,
         Self::BadRequest,
         Self::TooLarge,
@@ -127,6 +136,9 @@ impl Outcome {
             Self::ClientError => "client_error",
             Self::ServerError => "server_error",
             Self::Local => "local",
+            Self::Stored => "stored",
+            Self::Fallback => "fallback",
+            Self::NotStored => "not_stored",
             Self::NoRoute => "no_route",
             Self::BadRequest => "bad_request",
             Self::TooLarge => "too_large",
@@ -155,7 +167,12 @@ impl Outcome {
     #[must_use]
     pub const fn status(self) -> Option<u16> {
         match self {
-            Self::Ok | Self::ClientError | Self::ServerError | Self::Local => None,
+            Self::Ok
+            | Self::ClientError
+            | Self::ServerError
+            | Self::Local
+            | Self::Stored
+            | Self::Fallback => None,
             Self::BadRequest => Some(400),
             Self::NoRoute => Some(404),
             Self::MethodNotAllowed => Some(405),
@@ -167,7 +184,8 @@ impl Outcome {
             Self::Internal => Some(500),
             Self::ConnectFailed | Self::UpstreamReset | Self::UpstreamInvalid => Some(502),
             Self::NoEndpoint | Self::Overloaded | Self::Draining | Self::DrainCut => Some(503),
-            Self::ConnectTimeout
+            Self::NotStored
+            | Self::ConnectTimeout
             | Self::FirstByteTimeout
             | Self::GapTimeout
             | Self::TotalTimeout
@@ -191,6 +209,9 @@ impl Outcome {
             Self::Ok
             | Self::ClientError
             | Self::Local
+            | Self::Stored
+            | Self::Fallback
+            | Self::NotStored
             | Self::NoRoute
             | Self::BadRequest
             | Self::TooLarge
@@ -217,9 +238,13 @@ impl Outcome {
     #[must_use]
     pub const fn should_retry(self) -> Option<bool> {
         match self {
-            Self::Ok | Self::ClientError | Self::ServerError | Self::Local | Self::ClientGone => {
-                None
-            }
+            Self::Ok
+            | Self::ClientError
+            | Self::ServerError
+            | Self::Local
+            | Self::Stored
+            | Self::Fallback
+            | Self::ClientGone => None,
             Self::ClientTimeout
             | Self::NoEndpoint
             | Self::Overloaded
@@ -228,7 +253,8 @@ impl Outcome {
             | Self::ConnectTimeout
             | Self::UpstreamReset
             | Self::DrainCut => Some(true),
-            Self::NoRoute
+            Self::NotStored
+            | Self::NoRoute
             | Self::BadRequest
             | Self::TooLarge
             | Self::HeaderTooLarge
@@ -259,6 +285,11 @@ impl Outcome {
             Self::ClientError => "The model server refused the request.",
             Self::ServerError => "The model server failed.",
             Self::Local => "The route answered by itself.",
+            Self::Stored => "The request was answered from store.",
+            Self::Fallback => "The request was answered from store in place of an error.",
+            Self::NotStored => {
+                "Only a stored answer was asked for, and there is none. Ask without only-if-cached."
+            }
             Self::NoRoute => "No route matches this request. Check host, path, method and model.",
             Self::BadRequest => "The request is malformed or ambiguous. Correct it and send again.",
             Self::TooLarge => "The request body is larger than allowed here. Send a shorter one.",
@@ -374,7 +405,8 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::NoEndpoint | Outcome::Overloaded | Outcome::Draining | Outcome::DrainCut => {
             "Service Unavailable"
         }
-        Outcome::ConnectTimeout
+        Outcome::NotStored
+        | Outcome::ConnectTimeout
         | Outcome::FirstByteTimeout
         | Outcome::GapTimeout
         | Outcome::TotalTimeout
@@ -383,6 +415,8 @@ const fn title(outcome: Outcome) -> &'static str {
         | Outcome::ClientError
         | Outcome::ServerError
         | Outcome::Local
+        | Outcome::Stored
+        | Outcome::Fallback
         | Outcome::Internal => "Internal Server Error",
     }
 }
