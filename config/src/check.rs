@@ -9,6 +9,7 @@
 //! is enough for [`check`] to give no configuration. Places that already have a problem of form get
 //! no second one.
 
+mod answers;
 mod backend;
 mod route;
 mod text;
@@ -138,6 +139,7 @@ impl Checker<'_> {
             dns: self.dns(root.at("dns").at("servers"), file),
             backends,
             routes,
+            answers: self.answer_store(root.at("answers"), file),
             forwarding: Forwarding { trusted_hops: file.forwarding.trusted_hops.0 as usize },
             tenant: self.tenant(root.at("tenant").at("header"), file),
             access_log: self.access_log(root.at("access_log"), file),

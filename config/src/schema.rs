@@ -6,6 +6,7 @@
 //!
 //! Leaves out what several values mean together: see `check`.
 
+mod answers;
 mod backend;
 mod balance;
 mod body;
@@ -22,6 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::validated::{LogField, LogFormat, LogLevel};
+pub use answers::{AnswerStore, AnswerWarmUp, Answers, Fallback, FallbackAnswers};
 pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
 pub use body::{Batch, Compress, Decompress};
@@ -65,6 +67,8 @@ pub struct File {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub routes: Vec<Route>,
+    /// Where answers are stored that a route wants stored.
+    pub answers: AnswerStore,
     /// What is believed of the proxies in front.
     pub forwarding: Forwarding,
     /// Whose request it is.
@@ -200,6 +204,7 @@ impl Default for File {
             dns: Dns::default(),
             backends: IndexMap::new(),
             routes: Vec::new(),
+            answers: AnswerStore::default(),
             forwarding: Forwarding { trusted_hops: Whole(0) },
             tenant: Tenant::default(),
             access_log: AccessLog::default(),

@@ -6,6 +6,7 @@
 //!
 //! Leaves out how it was written: see [`crate::schema`].
 
+mod answers;
 mod backend;
 mod balance;
 mod body;
@@ -26,6 +27,10 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::report::Problem;
 use crate::units;
 
+pub use answers::{
+    AnswerStore, AnswerWarmUp, Answers, Fallback, FallbackAnswers, FallbackOn, FallbackReason,
+    Replay,
+};
 pub use backend::{
     Backend, Endpoint, Health, HealthCheck, Host, Place, Protocol, SlowStart, StatusRange, WarmUp,
     WarmUpRequest,
@@ -61,6 +66,8 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// Every route, in file order: the first that matches wins. Names are unique.
     pub routes: Vec<Route>,
+    /// Where answers are stored.
+    pub answers: AnswerStore,
     /// What is believed of, and told to, the neighbours.
     pub forwarding: Forwarding,
     /// Whose request it is.

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 use outrigger_config::validated::Adaptive;
 use pingora_core::{
     apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream},
@@ -12,6 +12,8 @@ use pingora_core::{
     server::ShutdownWatch,
 };
 use serde_json::{Value, json};
+
+mod purge;
 
 use crate::{
     balance::reported::{self, Signal},
@@ -24,7 +26,9 @@ use crate::{
         exposition::{Format, render},
         metrics::DeadlineKind,
     },
+    tenant::Tenant,
     upstream::{Backend, backend::Member},
+    wire::Fields,
 };
 
 /// The admin application.
@@ -43,6 +47,8 @@ GET  /ready      200 when traffic is welcome, 503 with reasons when not
 GET  /config     the configuration in force and how the last reload went
 GET  /endpoints  every endpoint with its live state
 GET  /canaries   every guarded arm, what its guard knows and has decided
+GET  /answers    how many answers are stored, and how often they were of use
+POST /answers/purge  forget answers: ?route=, model=, key=, tenant=own (whose credentials the request has), all=true
 POST /reload     read the configuration file again
 POST /drain      say not ready from now on
 ";
@@ -83,7 +89,8 @@ impl HttpServerApp for Admin {
         session.set_keepalive(if *shutdown.borrow() { None } else { Some(60) });
         let head = session.req_header();
         let method = head.method.clone();
-        let page = self.page(&method, head.uri.path(), accept(&session).as_deref());
+        let tenant = self.tenant(&session);
+        let page = self.page(&method, &head.uri, tenant, accept(&session).as_deref());
         if let Err(error) = respond(&mut session, &page).await {
             tracing::debug!(%error, "admin client went away");
             return None;
@@ -112,9 +119,9 @@ async fn respond(session: &mut ServerSession, page: &Page) -> pingora_core::Resu
 }
 
 impl Admin {
-    fn page(&self, method: &Method, path: &str, accept: Option<&str>) -> Page {
+    fn page(&self, method: &Method, uri: &Uri, tenant: Tenant, accept: Option<&str>) -> Page {
         let read = method == Method::GET || method == Method::HEAD;
-        match path {
+        match uri.path() {
             "/" if read => Page::text(StatusCode::OK, INDEX),
             "/live" if read => Page::text(StatusCode::OK, "live\n"),
             "/ready" if read => self.ready(),
@@ -122,12 +129,15 @@ impl Admin {
             "/config" if read => self.config(),
             "/endpoints" if read => Page::json(StatusCode::OK, &self.endpoints()),
             "/canaries" if read => Page::json(StatusCode::OK, &canaries(&self.proxy)),
+            "/answers" if read => Page::json(StatusCode::OK, &answers(&self.proxy)),
+            "/answers/purge" if method == Method::POST => {
+                self.purge(uri.query().unwrap_or(""), tenant)
+            }
             "/drain" if method == Method::POST => self.drain(),
             "/reload" if method == Method::POST => self.reload(),
-            "/drain" | "/reload" => Page::only("POST"),
-            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/canaries" => {
-                Page::only("GET, HEAD")
-            }
+            "/drain" | "/reload" | "/answers/purge" => Page::only("POST"),
+            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/canaries"
+            | "/answers" => Page::only("GET, HEAD"),
             _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
         }
     }
@@ -179,6 +189,26 @@ impl Admin {
         self.proxy.metrics.process().draining.set(1);
         tracing::info!("draining: not ready from now on");
         Page::json(StatusCode::OK, &json!({ "draining": true, "changed": first }))
+    }
+
+    /// Whose credentials the request has.
+    fn tenant(&self, session: &ServerSession) -> Tenant {
+        let names = &self.proxy.snapshot.load().config.tenant.header;
+        let (mut fields, headers) = (Fields::new(), &session.req_header().headers);
+        for name in names {
+            headers.get_all(name).iter().for_each(|value| fields.append(name, value));
+        }
+        Tenant::of(&fields, names)
+    }
+
+    fn purge(&self, query: &str, own: Tenant) -> Page {
+        let purge = match purge::parse(query, own) {
+            Ok(purge) => purge,
+            Err(why) => return Page::text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        };
+        let purged = self.proxy.snapshot.load().answers.purge(&purge);
+        tracing::info!(purged, "answers purged");
+        Page::json(StatusCode::OK, &json!({ "purged": purged }))
     }
 
     fn reload(&self) -> Page {
@@ -320,6 +350,30 @@ fn signal(signal: Option<Signal>) -> Value {
             },
             "age_seconds": signal.age.as_secs_f64(),
         })
+    })
+}
+
+/// How many answers are stored, and what each route had of them.
+fn answers(proxy: &Proxy) -> Value {
+    let snapshot = proxy.snapshot.load();
+    let (bytes, entries) = snapshot.answers.size();
+    let one = |route: &Arc<Route>| {
+        let (hits, misses) = route.answers.as_ref()?.metrics().hits_and_misses();
+        let asked = hits + misses;
+        Some(json!({
+            "route": route.settings.name,
+            "hits": hits,
+            "misses": misses,
+            "hit_rate": (asked > 0).then(|| hits as f64 / asked as f64),
+        }))
+    };
+    json!({
+        "memory": {
+            "bytes": bytes,
+            "entries": entries,
+            "most_bytes": snapshot.config.answers.memory,
+        },
+        "routes": snapshot.routes.iter().filter_map(one).collect::<Value>(),
     })
 }
 

@@ -32,7 +32,7 @@ mod usage;
 mod window;
 
 pub use compatible::{Api, Ask, NotBatchable};
-pub use key::Key;
+pub use key::{Key, canonical};
 pub use lobby::{Batch, Call, Closing, Lobby, MAX_KEYS, Ticket, Turn};
 pub use merge::{Merged, Plan, merge};
 pub use split::{Cause, Verdict, split};

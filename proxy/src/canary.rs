@@ -176,6 +176,9 @@ fn blame(outcome: Outcome) -> Option<bool> {
         | Outcome::UpstreamReset
         | Outcome::UpstreamInvalid => Some(true),
         Outcome::Local
+        | Outcome::Stored
+        | Outcome::Fallback
+        | Outcome::NotStored
         | Outcome::NoRoute
         | Outcome::BadRequest
         | Outcome::TooLarge

@@ -13,18 +13,20 @@ use crate::{
     outcome::Outcome,
     phase::{
         admit::admit,
+        answer,
         ask::ask,
         attempt::{Attempts, Counted},
         batch::{self, Way},
         bound::{bound, turn_away},
-        conclude::conclude,
+        conclude::{conclude, follow_up},
         forward, respond,
         route::route,
     },
     proxy::Proxy,
     request::{Failure, Request},
-    snapshot::Action,
-    wire::Downstream,
+    snapshot::{Action, Route},
+    upstream::Backend,
+    wire::{Downstream, audience::Audience},
 };
 
 /// Serves one request to its end, whatever that is: exactly one outcome is counted and logged.
@@ -123,19 +125,51 @@ async fn live(
         (Action::Split(_), Some(backend)) => {
             let backend = Arc::clone(backend);
             bound(request, &route)?;
-            turn_away(request, &route)?;
-            let mut rng = rng();
-            // Before the head is rewritten: keys are the client's.
-            let ask = ask(request, client, watchdog, &backend).await?;
-            forward::prepare(request, &route, &mut rng);
-            match batch::serve(request, client, watchdog, &route, &backend).await? {
-                Way::Answered(outcome) => return Ok(outcome),
-                Way::Alone(solo) => request.solo = solo,
+            match &route.answers {
+                None => {
+                    turn_away(request, &route)?;
+                    call(request, client, watchdog, &route, backend).await
+                }
+                // On the heap, for the sake of the routes without it.
+                Some(answers) => {
+                    Box::pin(answer::serve(request, client, watchdog, &route, answers, backend))
+                        .await
+                }
             }
-            Attempts::new(request, client, watchdog, &route, backend, ask, rng).run().await
         }
         _ => respond::local(request, client, watchdog, &route.settings.action).await,
     }
+}
+
+/// Has the request answered by an endpoint of its arm.
+///
+/// # Errors
+/// Why there is no complete response.
+pub async fn call(
+    request: &mut Request,
+    client: &mut Downstream<'_>,
+    watchdog: &mut Watchdog,
+    route: &Arc<Route>,
+    backend: Arc<Backend>,
+) -> Result<Outcome, Failure> {
+    let mut rng = rng();
+    // Before the head is rewritten: keys are the client's.
+    let ask = ask(request, client, watchdog, &backend).await?;
+    forward::prepare(request, route, &mut rng);
+    match batch::serve(request, client, watchdog, route, &backend).await? {
+        Way::Answered(outcome) => return Ok(outcome),
+        Way::Alone(solo) => request.solo = solo,
+    }
+    Attempts::new(request, client, watchdog, route, backend, ask, rng).run().await
+}
+
+/// Serves a request of our own, from its route on. It is neither counted nor logged as one of a client.
+pub async fn own(mut request: Request, audience: Box<dyn Audience>) -> Result<Outcome, Failure> {
+    let (mut client, mut watchdog) = (Downstream::own(audience), Watchdog::new());
+    let result = live(&mut request, &mut client, &mut watchdog).await;
+    let outcome = result.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
+    follow_up(&mut request, outcome);
+    result
 }
 
 /// A generator for one request: cheap to make, and good enough for ties, jitter and ids.

@@ -10,6 +10,7 @@
 //! force), [`endpoint`] (what is known about each endpoint). [`app`] puts it all together.
 
 pub mod admin;
+pub mod answers;
 pub mod app;
 pub mod balance;
 pub mod batch;

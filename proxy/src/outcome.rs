@@ -23,6 +23,12 @@ pub enum Outcome {
     ServerError,
     /// A route answered by itself: a redirect or a fixed response.
     Local,
+    /// Answered from store, without asking an endpoint.
+    Stored,
+    /// Answered from store because the live path failed.
+    Fallback,
+    /// Only a stored answer was wanted, and there is none.
+    NotStored,
     /// No route matches the request.
     NoRoute,
     /// The request is malformed, or means different things to different readers.
@@ -71,11 +77,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
         Self::Local,
+        Self::Stored,
+        Self::Fallback,
+        Self::NotStored,
         Self::NoRoute,
         Self::BadRequest,
         Self::TooLarge,
@@ -130,6 +139,9 @@ impl Outcome {
             Self::ClientError => "client_error",
             Self::ServerError => "server_error",
             Self::Local => "local",
+            Self::Stored => "stored",
+            Self::Fallback => "fallback",
+            Self::NotStored => "not_stored",
             Self::NoRoute => "no_route",
             Self::BadRequest => "bad_request",
             Self::TooLarge => "too_large",
@@ -159,7 +171,12 @@ impl Outcome {
     #[must_use]
     pub const fn status(self) -> Option<u16> {
         match self {
-            Self::Ok | Self::ClientError | Self::ServerError | Self::Local => None,
+            Self::Ok
+            | Self::ClientError
+            | Self::ServerError
+            | Self::Local
+            | Self::Stored
+            | Self::Fallback => None,
             Self::BadRequest => Some(400),
             Self::NoRoute => Some(404),
             Self::MethodNotAllowed => Some(405),
@@ -173,7 +190,8 @@ impl Outcome {
             Self::NoEndpoint | Self::Overloaded | Self::Shed | Self::Draining | Self::DrainCut => {
                 Some(503)
             }
-            Self::ConnectTimeout
+            Self::NotStored
+            | Self::ConnectTimeout
             | Self::FirstByteTimeout
             | Self::GapTimeout
             | Self::TotalTimeout
@@ -197,6 +215,9 @@ impl Outcome {
             Self::Ok
             | Self::ClientError
             | Self::Local
+            | Self::Stored
+            | Self::Fallback
+            | Self::NotStored
             | Self::NoRoute
             | Self::BadRequest
             | Self::TooLarge
@@ -224,9 +245,13 @@ impl Outcome {
     #[must_use]
     pub const fn should_retry(self) -> Option<bool> {
         match self {
-            Self::Ok | Self::ClientError | Self::ServerError | Self::Local | Self::ClientGone => {
-                None
-            }
+            Self::Ok
+            | Self::ClientError
+            | Self::ServerError
+            | Self::Local
+            | Self::Stored
+            | Self::Fallback
+            | Self::ClientGone => None,
             Self::ClientTimeout
             | Self::NoEndpoint
             | Self::Overloaded
@@ -236,7 +261,8 @@ impl Outcome {
             | Self::ConnectTimeout
             | Self::UpstreamReset
             | Self::DrainCut => Some(true),
-            Self::NoRoute
+            Self::NotStored
+            | Self::NoRoute
             | Self::BadRequest
             | Self::TooLarge
             | Self::HeaderTooLarge
@@ -263,7 +289,7 @@ impl Outcome {
     #[must_use]
     pub const fn grpc_status(self) -> u8 {
         match self {
-            Self::Ok => 0,
+            Self::Ok | Self::Stored | Self::Fallback => 0,
             Self::ClientTimeout | Self::ClientGone => 1,
             Self::ClientError | Self::ServerError | Self::Local => 2,
             Self::BadRequest => 3,
@@ -276,6 +302,7 @@ impl Outcome {
             Self::NoRoute | Self::MethodNotAllowed | Self::UnsupportedCoding => 12,
             Self::UpstreamInvalid | Self::Internal => 13,
             Self::NoEndpoint
+            | Self::NotStored
             | Self::Overloaded
             | Self::Shed
             | Self::Draining
@@ -293,6 +320,11 @@ impl Outcome {
             Self::ClientError => "The model server refused the request.",
             Self::ServerError => "The model server failed.",
             Self::Local => "The route answered by itself.",
+            Self::Stored => "The request was answered from store.",
+            Self::Fallback => "The request was answered from store in place of an error.",
+            Self::NotStored => {
+                "Only a stored answer was asked for, and there is none. Ask without only-if-cached."
+            }
             Self::NoRoute => "No route matches this request. Check host, path, method and model.",
             Self::BadRequest => "The request is malformed or ambiguous. Correct it and send again.",
             Self::TooLarge => "The request body is larger than allowed here. Send a shorter one.",
@@ -413,7 +445,8 @@ const fn title(outcome: Outcome) -> &'static str {
         | Outcome::Shed
         | Outcome::Draining
         | Outcome::DrainCut => "Service Unavailable",
-        Outcome::ConnectTimeout
+        Outcome::NotStored
+        | Outcome::ConnectTimeout
         | Outcome::FirstByteTimeout
         | Outcome::GapTimeout
         | Outcome::TotalTimeout
@@ -422,6 +455,8 @@ const fn title(outcome: Outcome) -> &'static str {
         | Outcome::ClientError
         | Outcome::ServerError
         | Outcome::Local
+        | Outcome::Stored
+        | Outcome::Fallback
         | Outcome::Internal => "Internal Server Error",
     }
 }

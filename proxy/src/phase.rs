@@ -2,6 +2,7 @@
 //! [`attempt`], [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
 
 pub mod admit;
+pub mod answer;
 pub mod ask;
 pub mod attempt;
 pub mod batch;

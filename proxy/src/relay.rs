@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 pub use packer::Packer;
 pub use progress::Progress;
 pub use upload::{Upload, UploadError};
@@ -358,8 +359,11 @@ impl<'r, 'c> Exchange<'r, 'c> {
         Ok(false)
     }
 
-    fn note_data(&mut self, data: &[u8]) {
+    fn note_data(&mut self, data: &Bytes) {
         let now = Instant::now();
+        if let Some(recording) = &mut self.request.recording {
+            recording.data(data, now);
+        }
         if let Some(turn) = &mut self.turn {
             turn.bytes(now);
         }
@@ -413,7 +417,10 @@ impl<'r, 'c> Exchange<'r, 'c> {
     }
 
     /// A load report may come at the end, when it is known.
-    fn note_trailers(&self, fields: &mut Fields) {
+    fn note_trailers(&mut self, fields: &mut Fields) {
+        if let Some(recording) = &mut self.request.recording {
+            recording.trailers();
+        }
         if self.bounds.believes_reports {
             load_report::learn(fields, self.place.endpoint());
             if self.request.report_asked.is_none() {
@@ -424,6 +431,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
 
     fn note_end(&mut self) {
         self.state.download_ended = true;
+        if let Some(recording) = &mut self.request.recording {
+            recording.end();
+        }
         if self.state.tunnel {
             self.state.client_moved = Some(Instant::now());
         }

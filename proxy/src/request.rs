@@ -6,13 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outrigger_config::validated::BudgetField;
 use rand::{Rng, RngExt};
 
 use crate::{
+    answers::Recording,
     endpoint::Endpoint,
     learning::Learning,
     outcome::Outcome,
-    phase::{batch::Solo, bound::Allowed},
+    phase::{answer::Asked, batch::Solo, bound::Allowed},
     relay::{Packer, Progress, Upload},
     signal::orca::Format,
     snapshot::{Route, Snapshot, auto_error_format},
@@ -75,6 +77,10 @@ pub struct Request {
     pub packer: Option<Packer>,
     /// It could have shared a call and goes by itself.
     pub solo: Option<Solo>,
+    /// Under what its answer is stored, if it may be.
+    pub asked: Option<Box<Asked>>,
+    /// Its response, held to be stored.
+    pub recording: Option<Box<Recording>>,
     /// The id it came with, or ours.
     pub id: String,
     /// When its head was here.
@@ -102,6 +108,10 @@ pub struct Trail {
     pub gap_limit: Option<Duration>,
     /// The status that was sent.
     pub status: Option<u16>,
+    /// How it would have ended, had no stored answer stood in.
+    pub averted: Option<Outcome>,
+    /// Its response is that of a call which others listen to as well.
+    pub shares_call: bool,
 }
 
 /// A request that ends without the response of an endpoint.
@@ -163,8 +173,51 @@ impl Request {
             report_asked: None,
             packer: None,
             solo: None,
+            asked: None,
+            recording: None,
             id,
             start: Instant::now(),
+            trail: Trail::default(),
+        }
+    }
+
+    /// The same request once more, with its whole body, made for several.
+    pub fn again(&self) -> Self {
+        let mut head = self.head.clone();
+        // The answer is for clients that may read different codings.
+        head.fields.remove("accept-encoding");
+        head.fields.remove("expect");
+        // What one client has time for bounds nobody else.
+        BudgetField::ALL.iter().for_each(|field| head.fields.remove(field.name()));
+        let start = Instant::now();
+        let own = |route: &Arc<Route>| self.allowed.of_our_own(route, start);
+        let body = self.upload.whole();
+        if !matches!(head.body, BodyLength::Empty) {
+            head.body = BodyLength::Exact(body.len() as u64);
+            head.fields.set("content-length", body.len().to_string());
+        }
+        Request {
+            snapshot: Arc::clone(&self.snapshot),
+            peer: Arc::clone(&self.peer),
+            head,
+            original_target: None,
+            upload: Upload::given(body),
+            progress: Progress::new(),
+            route: self.route.clone(),
+            arm: self.arm.clone(),
+            arm_forced: self.arm_forced,
+            origin_told: false,
+            metrics: Arc::clone(&self.metrics),
+            model: self.model.clone(),
+            report_asked: None,
+            packer: None,
+            solo: None,
+            asked: self.asked.clone(),
+            recording: None,
+            learning: self.learning.clone(),
+            allowed: self.route.as_ref().map(own).unwrap_or_default(),
+            id: self.id.clone(),
+            start,
             trail: Trail::default(),
         }
     }

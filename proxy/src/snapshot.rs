@@ -13,12 +13,13 @@ use outrigger_config::{
 };
 
 use crate::{
+    answers::Store,
     canary::{self, Canary},
     deadline::{self, Knowledge, Learner},
     endpoint::Registry,
     learning::Learning,
     outcome::ErrorFormat,
-    phase::{batch::Batcher, bound::LoadLevels, mirror::Mirror},
+    phase::{answer::Shelf, batch::Batcher, bound::LoadLevels, mirror::Mirror},
     retry::{self, Budget},
     split::{self, Schedule, ScheduleError},
     telemetry::metrics::{ArmMetrics, Metrics, RouteMetrics},
@@ -34,6 +35,8 @@ pub struct Snapshot {
     pub routes: Vec<Arc<Route>>,
     /// Every backend, in file order.
     pub backends: Vec<Arc<Backend>>,
+    /// Stored answers, handed from one configuration to the next.
+    pub answers: Arc<Store>,
     /// For requests that no route took.
     pub unrouted: Arc<ArmMetrics>,
     /// Fields of a JSON body that some route looks at.
@@ -62,6 +65,8 @@ pub struct Route {
     pub batcher: Option<Arc<Batcher>>,
     /// What changes under load.
     pub levels: Option<Arc<LoadLevels>>,
+    /// Where its answers are stored.
+    pub answers: Option<Shelf>,
 }
 
 /// What a route does.
@@ -126,15 +131,18 @@ impl Snapshot {
     ) -> Result<Self, ScheduleError> {
         let backends: Vec<_> =
             config.backends.iter().map(|settings| backend(settings, old, registry)).collect();
+        let answers = answers(&config.answers, old, metrics);
         let routes = config
             .routes
             .iter()
-            .map(|settings| Route::compile(settings, &backends, old, metrics).map(Arc::new))
+            .map(|settings| Route::compile(settings, &backends, &answers, old, metrics))
+            .map(|route| route.map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let body_fields = body_fields(&config);
         Ok(Snapshot {
             routes,
             backends,
+            answers,
             unrouted: metrics.arm("-", "-"),
             body_fields,
             generation: old.map_or(1, |old| old.generation + 1),
@@ -196,6 +204,16 @@ fn backend(
     }
 }
 
+fn answers(
+    settings: &config::AnswerStore,
+    old: Option<&Snapshot>,
+    metrics: &Metrics,
+) -> Arc<Store> {
+    let Some(old) = old else { return Arc::new(Store::new(settings, metrics.store())) };
+    old.answers.adjust(settings);
+    Arc::clone(&old.answers)
+}
+
 /// Every body field that a match, a split, a rewrite or a backend needs, each once.
 fn body_fields(config: &Config) -> Vec<String> {
     let mut fields = Vec::new();
@@ -215,6 +233,7 @@ impl Route {
     fn compile(
         settings: &config::Route,
         backends: &[Arc<Backend>],
+        answers: &Arc<Store>,
         old: Option<&Snapshot>,
         metrics: &Metrics,
     ) -> Result<Self, ScheduleError> {
@@ -256,6 +275,10 @@ impl Route {
         if levels.is_none() && old.is_some_and(|old| old.levels.is_some()) {
             metrics.forget_levels(&settings.name);
         }
+        let answers = settings.answers.as_ref().map(|wanted| {
+            let metrics = metrics.answers(&settings.name);
+            Shelf::new(wanted, &settings.name, Arc::clone(answers), metrics)
+        });
         let same_budget = |old: &&Arc<Route>| budget_of(&old.settings) == budget_of(settings);
         let budget = match old.filter(same_budget) {
             Some(old) => Arc::clone(&old.budget),
@@ -264,7 +287,18 @@ impl Route {
         let retry = settings.retry.as_ref().map(retry_policy);
         let metrics = metrics.route(&settings.name);
         let settings = settings.clone();
-        Ok(Route { settings, action, metrics, retry, budget, canary, mirror, batcher, levels })
+        Ok(Route {
+            settings,
+            action,
+            metrics,
+            retry,
+            budget,
+            canary,
+            mirror,
+            batcher,
+            levels,
+            answers,
+        })
     }
 
     /// The split of this route, if it deals out by just these arms.

@@ -29,6 +29,11 @@ impl Tenant {
         Tenant(tenant)
     }
 
+    /// The tenant that [`Tenant::as_bytes`] told.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Tenant(bytes)
+    }
+
     /// What makes it this tenant and no other.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0

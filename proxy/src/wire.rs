@@ -11,6 +11,7 @@
 //! Every side can be polled, so that one loop can wait for both of them at once, and every side queues what it is
 //! given, so that a head and the body that is already there leave in one write.
 
+pub mod audience;
 mod downstream;
 pub mod fields;
 pub mod h1;

@@ -17,12 +17,14 @@ use crate::validated::{
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 11] = [
+const ABOUT_ENDPOINTS: [&str; 13] = [
     "sticky",
     "force_arm",
     "deadline",
     "levels",
     "retry",
+    "answers",
+    "fallback",
     "rewrite",
     "expose",
     "mirror",
@@ -87,6 +89,7 @@ impl Checker<'_> {
         let mirror = route.mirror.as_ref();
         let mirror =
             mirror.and_then(|mirror| self.mirror(node.at("mirror"), mirror, action.as_ref(), file));
+        let (answers, fallback) = self.answers(node, route, file);
         let compress = self.compress(node.at("compress"), &route.compress);
         let route = Route {
             name: name.to_owned(),
@@ -97,6 +100,8 @@ impl Checker<'_> {
             deadline,
             levels,
             retry,
+            answers,
+            fallback,
             rewrite,
             expose: expose(&route.expose),
             errors: route.errors,

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::answers::{Answers, Fallback};
 use super::body::{Batch, Compress, Decompress};
 use super::deadline::{Deadline, Levels};
 use super::guard::{Guard, Mirror};
@@ -48,6 +49,10 @@ pub struct Route {
     /// When another attempt is made, which is never after a byte of the response was sent. `off`
     /// switches it off. Default: on.
     pub retry: Switch<Retry>,
+    /// Stores answers and serves them again, always marked, or off. Default: off.
+    pub answers: Switch<Answers>,
+    /// What is served where there would be an error.
+    pub fallback: Fallback,
     /// What is changed on the way to the endpoint and back.
     pub rewrite: Rewrite,
     /// Response headers that tell about the proxy: arm (x-outrigger-arm), attempts
@@ -232,6 +237,8 @@ impl Default for Route {
             deadline: Brief(Deadline::default()),
             levels: Switch::Off,
             retry: Switch::On(Retry::default()),
+            answers: Switch::Off,
+            fallback: Fallback::default(),
             rewrite: Rewrite::default(),
             expose: Vec::new(),
             errors: ErrorStyle::Auto,

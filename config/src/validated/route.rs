@@ -8,7 +8,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Batch, Compress, Deadline, Decompress, Guard, Levels, Mirror, as_map, value_or_off};
+use super::{
+    Answers, Batch, Compress, Deadline, Decompress, Fallback, Guard, Levels, Mirror, as_map,
+    value_or_off,
+};
 use crate::pattern::{Glob, HostPattern, PathPattern};
 use crate::units;
 
@@ -36,6 +39,11 @@ pub struct Route {
     /// When another attempt is made; `None` = never.
     #[serde(serialize_with = "value_or_off")]
     pub retry: Option<Retry>,
+    /// What of its answers is stored and served again; `None` = nothing.
+    #[serde(serialize_with = "value_or_off")]
+    pub answers: Option<Answers>,
+    /// What is served where there would be an error.
+    pub fallback: Fallback,
     /// What is changed on the way.
     pub rewrite: Rewrite,
     /// What is told in response headers.

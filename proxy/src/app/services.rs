@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::SharedFds;
 use crate::{
     admin::Admin,
+    answers::warm_up,
     connection::Gateway,
     proxy::Proxy,
     reload::{self, Source},
@@ -151,6 +152,7 @@ impl Service for TrafficService {
             self.bound.listener(index, socket.0);
             services.push(listen(name, socket, L4BufferSettings::unbuffered(), app, &fds));
         }
+        tokio::spawn(warm_up::run(Arc::clone(&self.proxy)));
         // Stops accepting when we say so, which is before pingora's server knows of it.
         let closing = self.proxy.drain.closing();
         let running = services

@@ -63,6 +63,16 @@ const INDIVIDUAL_PREFIXES: [&str; 3] = ["x-b3-", "x-datadog-", "x-stainless-"];
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key(Vec<u8>);
 
+/// What a JSON text says, written in one way: equal for two texts that differ in nothing but the order of members, white
+/// space and escapes. `None` for a text that is not JSON, names a member twice, or is nested too deeply.
+#[must_use]
+pub fn canonical(text: &[u8]) -> Option<Vec<u8>> {
+    let value: &RawValue = serde_json::from_slice(text).ok()?;
+    let mut key = Key::new();
+    key.value(value, MAX_DEPTH).ok()?;
+    Some(key.0)
+}
+
 impl Key {
     pub(super) const fn new() -> Self {
         Self(Vec::new())

@@ -14,7 +14,7 @@ use std::{
 
 use rand::Rng;
 
-use super::{ask::is_json, forward, respond, route::body_failure};
+use super::{answer, ask::is_json, forward, respond, route::body_failure};
 use crate::{
     balance::Ask,
     deadline::{Expiry, Limit, Next, Watchdog},
@@ -291,6 +291,9 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
                 return Err(Miss::Again(pause));
             }
         }
+        if answer::stands_in(exchange.request, head.status).await {
+            return Err(replaced(exchange, &self.backend, head.status));
+        }
         if can_wait_for_piece(&head, exchange.request, self.route)
             && let Err(fault) = exchange.first_piece().await
         {
@@ -401,6 +404,16 @@ fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
     Some((reason, exact.or_else(coarse)))
 }
 
+/// The endpoint failed with this status, and there is a stored answer that can stand in.
+fn replaced(mut exchange: Exchange<'_, '_>, backend: &Backend, status: u16) -> Miss {
+    let endpoint = Arc::clone(exchange.place.endpoint());
+    endpoint.metrics.ended(Outcome::of_upstream_status(status));
+    judge_status(&mut exchange.place, backend, status);
+    exchange.give_up();
+    let detail = format!("endpoint {} answered {status}", endpoint.name);
+    Miss::Final(Failure::new(Outcome::ServerError, detail))
+}
+
 /// No head came: what that says about the endpoint, and whether another one may help.
 fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fault: Fault) -> Miss {
     let hangs = exchange.learn(Some(&fault));
@@ -489,6 +502,7 @@ async fn relay(
     let kind = Kind::of(head.fields.get("content-type"), head.fields.get("content-encoding"));
     let gaps = exchange.request.metrics.gaps();
     exchange.request.progress.begin(kind, gaps);
+    answer::record(exchange.request, route, &head);
     respond::prepare(&mut head, exchange.request, route);
     let (signals, endpoint) = (&backend.settings.signals, exchange.place.endpoint());
     load_report::answer(&mut head.fields, exchange.request, route, signals, endpoint);

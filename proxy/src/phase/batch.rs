@@ -15,13 +15,14 @@ use std::{
     time::Instant,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outrigger_config::validated as config;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{
+    answer,
     ask::is_json,
     attempt::expired,
     respond,
@@ -32,7 +33,7 @@ use crate::{
     deadline::{Expiry, Watchdog},
     endpoint::Endpoint,
     outcome::Outcome,
-    relay::{Fault, Upload, load_report},
+    relay::{Fault, load_report},
     request::{Failure, Request},
     snapshot::Route,
     telemetry::metrics::{BatchMetrics, Batched},
@@ -159,24 +160,13 @@ async fn could_share(
     if !request.upload.has_ended() || !request.upload.is_replayable() {
         return Ok(None);
     }
-    match Ask::parse(request.head.target(), whole(&request.upload)) {
+    match Ask::parse(request.head.target(), request.upload.whole()) {
         Ok(ask) if ask.size().bytes <= most => Ok(Some(ask)),
         Ok(_) => Ok(None),
         Err(reason) => {
             tracing::debug!(id = request.id, reason = reason.as_str(), "not batched");
             batcher.metrics.counted(Batched::NotPossible, 1);
             Ok(None)
-        }
-    }
-}
-
-fn whole(upload: &Upload) -> Bytes {
-    match upload.kept() {
-        [one] => one.clone(),
-        pieces => {
-            let mut whole = BytesMut::new();
-            pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-            whole.freeze()
         }
     }
 }
@@ -316,6 +306,7 @@ async fn deliver(
     }
     request.trail.attempts = 1;
     request.trail.endpoint = Some(Arc::clone(&part.endpoint));
+    answer::record_whole(request, route, &head, &part.body);
     respond::prepare(&mut head, request, route);
     let signals = &backend.settings.signals;
     load_report::answer(&mut head.fields, request, route, signals, &part.endpoint);

@@ -47,6 +47,15 @@ pub struct Allowed {
 }
 
 impl Allowed {
+    /// How long a call of our own may take that is made for such a request from `start` on: what its client has time for
+    /// bounds nobody else.
+    pub fn of_our_own(&self, route: &Route, start: Instant) -> Self {
+        let total = self.level.and_then(|level| level.total).or(route.settings.deadline.total);
+        let until = total.and_then(|total| start.checked_add(total));
+        let (by_client, budget) = (false, Budget::default());
+        Allowed { until, total, by_client, budget, ..*self }
+    }
+
     /// How long the first byte may take, where it is `usual` without the load.
     pub fn first_byte(&self, usual: Option<Duration>) -> Option<Duration> {
         let set = self.level.and_then(|level| level.first_byte);

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::{
     outcome::Outcome,
     request::Request,
-    snapshot::{Action, Route},
+    snapshot::Action,
     telemetry::access_log::{AccessLog, Record},
 };
 
-use super::forward::trace_id;
+use super::{answer, forward::trace_id};
 
 /// The status that is logged for a client that went away before it got one; nginx made the number common.
 const CLIENT_GONE: u16 = 499;
@@ -24,13 +24,21 @@ pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
     if log.is_on() {
         log.write(&record(request, outcome, status, duration, first_byte));
     }
-    if let Some(route) = request.route.clone() {
-        follow_up(request, outcome, &route);
-    }
+    follow_up(request, outcome);
 }
 
 /// What happens beside the request, once it is known how it ended.
-fn follow_up(request: &mut Request, outcome: Outcome, route: &Route) {
+pub fn follow_up(request: &mut Request, outcome: Outcome) {
+    let Some(route) = request.route.clone() else { return };
+    if request.recording.is_some() {
+        answer::store(request, &route, outcome);
+    }
+    // The call that it shared has been looked at already.
+    if request.trail.shares_call {
+        return;
+    }
+    // A guard judges the arm, which failed all the same.
+    let outcome = request.trail.averted.unwrap_or(outcome);
     if let (Some(canary), Action::Split(split)) = (&route.canary, &route.action) {
         canary.observe(request, outcome, split);
     }

@@ -19,7 +19,8 @@ pub struct Packer {
 }
 
 impl Packer {
-    pub(super) fn new(encoder: Encoder, metrics: Arc<RouteMetrics>) -> Self {
+    /// Encodes with this, and counts there.
+    pub fn new(encoder: Encoder, metrics: Arc<RouteMetrics>) -> Self {
         Packer { encoder, pending: false, metrics }
     }
 
@@ -72,7 +73,7 @@ impl Packer {
         self.data(event, client)?;
         match client {
             Downstream::H1(_) => self.flush(client),
-            Downstream::H2(_) => self.end(client),
+            Downstream::H2(_) | Downstream::Own(_) => self.end(client),
         }
     }
 

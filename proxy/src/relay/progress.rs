@@ -50,6 +50,12 @@ impl Progress {
         self.gaps = Some(gaps);
     }
 
+    /// The same for what several clients get of one response, whose pauses are counted once.
+    pub fn begin_uncounted(&mut self, kind: Kind) {
+        self.event_stream = kind == Kind::EventStream;
+        self.meter = Meter::new(kind);
+    }
+
     /// A piece of the body has come; `true` for the first one.
     pub fn data(&mut self, data: &[u8], now: Instant) -> bool {
         self.bytes += data.len() as u64;

@@ -132,6 +132,22 @@ impl Upload {
         Upload { ended: empty, expects_continue, limit, keep_limit, ..Self::default() }
     }
 
+    /// A body that is here as a whole.
+    pub fn given(body: Bytes) -> Self {
+        let bytes = body.len() as u64;
+        let kept = if body.is_empty() { Vec::new() } else { vec![body] };
+        let (keep_limit, limit) = (u64::MAX, u64::MAX);
+        Upload {
+            kept,
+            kept_bytes: bytes,
+            keep_limit,
+            ended: true,
+            received: bytes,
+            limit,
+            ..Self::default()
+        }
+    }
+
     /// The body comes compressed; what it holds takes its place, also of what has been received of it. How it came is
     /// not forgotten before [`Upload::stay_unpacked`].
     pub fn unpack_by(&mut self, decoder: Decoder) {
@@ -173,6 +189,19 @@ impl Upload {
     /// Whether another attempt could send all that has been sent.
     pub fn is_replayable(&self) -> bool {
         !self.gave_up
+    }
+
+    /// Whether fields came after it.
+    pub fn has_trailers(&self) -> bool {
+        self.trailers.is_some()
+    }
+
+    /// What was received, while all of it is kept, in one piece.
+    pub fn whole(&self) -> Bytes {
+        match &*self.kept {
+            [one] => one.clone(),
+            pieces => pieces.concat().into(),
+        }
     }
 
     /// What was received, while all of it is kept.

@@ -83,6 +83,21 @@ const FIRST_BYTE: Bounds = Bounds::micros(&[
     120_000_000,
 ]);
 
+/// From a moment to as long as an answer may be kept: 1 s to a week.
+const AGE: Bounds = Bounds::micros(&[
+    1_000_000,
+    10_000_000,
+    60_000_000,
+    300_000_000,
+    900_000_000,
+    3_600_000_000,
+    14_400_000_000,
+    43_200_000_000,
+    86_400_000_000,
+    259_200_000_000,
+    604_800_000_000,
+]);
+
 /// Dense where people read along (10 to 150 ms a token): 0.1 ms to one minute.
 const CHUNK_GAP: Bounds = Bounds::micros(&[
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 15_000, 20_000, 30_000, 40_000, 60_000, 80_000,
@@ -184,6 +199,28 @@ declare! {
         "Calls that served several requests at once.";
     BatchedRequests COUNTER "batched_requests_total" ["route" "result"]
         "Requests of routes with micro-batching, by how they travelled.";
+    AnswersServed COUNTER "answers_served_total" ["route" "kind" "reason"]
+        "Requests answered from store; fallback = where there would have been an error.";
+    AnswersMissed COUNTER "answers_missed_total" ["route" "reason"]
+        "Requests for which the store had no answer, or might not be asked.";
+    AnswerAge HISTOGRAM "answer_age_seconds" ["route"]
+        "Age of the answers that were served from store.";
+    AnswersRecorded COUNTER "answers_recorded_total" ["route" "result"]
+        "Answers of endpoints that might have been stored, by what became of them.";
+    AnswersShared COUNTER "answers_shared_total" ["route" "result"]
+        "Requests that found the same one under way.";
+    AnswersRefreshed COUNTER "answers_refreshed_total" ["route" "result"]
+        "Stale answers that were served while a new one should be fetched.";
+    AnswersBytes GAUGE "answers_bytes" []
+        "Bytes of the answers stored in memory.";
+    AnswersEntries GAUGE "answers_entries" []
+        "Answers stored in memory.";
+    AnswersEvicted COUNTER "answers_evicted_total" ["reason"]
+        "Answers that left memory, or did not get in.";
+    AnswersDistrusted COUNTER "answers_distrusted_total" ["reason"]
+        "Stored answers that were not believed.";
+    AnswersWarmUp COUNTER "answers_warm_up_requests_total" ["result"]
+        "Requests of the file of the warm-up.";
     CanaryRolledBack GAUGE "canary_rolled_back" ["route" "arm"]
         "1 when the guard has taken the arm out, else 0.";
     CanaryWeight GAUGE "canary_weight_percent" ["route" "arm"]
@@ -351,6 +388,142 @@ label_values! {
 }
 
 label_values! {
+    /// As what an answer was served from store.
+    Served {
+        /// It was fresh.
+        Fresh "fresh",
+        /// It was stale, within what the client or the route allows.
+        Stale "stale",
+        /// It stood in for an error.
+        Fallback "fallback",
+    }
+}
+
+label_values! {
+    /// Why an answer was served from store.
+    ServedFor {
+        /// The route prefers stored answers.
+        Preferred "preferred",
+        /// The client asked for one.
+        Asked "asked",
+        /// The load is too high for anything else.
+        Load "load",
+        /// A deadline had passed.
+        Deadline "deadline",
+        /// No endpoint was ready.
+        NoEndpoint "no_endpoint",
+        /// No endpoint could be connected to.
+        Connect "connect",
+        /// The endpoint broke the connection.
+        Reset "reset",
+        /// Too many requests were here.
+        Shed "shed",
+        /// The endpoint failed.
+        ServerError "server_error",
+    }
+}
+
+label_values! {
+    /// Why a request was not answered from store.
+    Missed {
+        /// There was no answer.
+        Absent "absent",
+        /// There was one, too old for what it should have served for.
+        Stale "stale",
+        /// The client did not want a stored one.
+        Refused "refused",
+        /// It would not get the same answer again.
+        NotDeterministic "not_deterministic",
+        /// Its body is too long.
+        TooLong "too_long",
+        /// It is of a sort that is not stored: a method, a part, a condition, a body without one meaning.
+        NotStorable "not_storable",
+    }
+}
+
+label_values! {
+    /// What became of an endpoint's answer that might have been stored.
+    Recorded {
+        /// It was stored.
+        Stored "stored",
+        /// Others in memory are asked for more often.
+        NotAdmitted "not_admitted",
+        /// It was not complete.
+        Incomplete "incomplete",
+        /// It is longer than the route allows.
+        TooLong "too_long",
+        /// The status was not 200.
+        Status "status",
+        /// The endpoint forbids it.
+        Forbidden "forbidden",
+        /// It depends on more of the request than is compared.
+        Varies "varies",
+        /// It is compressed, or otherwise of a kind that is not stored.
+        Kind "kind",
+    }
+}
+
+label_values! {
+    /// What became of a request that found the same one under way.
+    SharedCall {
+        /// It got that one's answer.
+        Joined "joined",
+        /// It went its own way: that answer is not for others.
+        Apart "apart",
+        /// It was cut: it took what came too slowly.
+        TooSlow "too_slow",
+    }
+}
+
+label_values! {
+    /// Whether a stale answer was refreshed.
+    Refreshed {
+        /// A call was made.
+        Begun "begun",
+        /// One was under way, or too many were.
+        Busy "busy",
+    }
+}
+
+label_values! {
+    /// Why an answer left memory, or did not get in.
+    Evicted {
+        /// Others needed the room.
+        Room "room",
+        /// It was purged.
+        Purged "purged",
+        /// Others are asked for more often.
+        NotAdmitted "not_admitted",
+    }
+}
+
+label_values! {
+    /// Why a stored answer was not believed.
+    Distrusted {
+        /// Another version of the program wrote it.
+        Version "version",
+        /// Its bytes were changed.
+        Checksum "checksum",
+        /// It does not follow the layout.
+        Layout "layout",
+        /// It is the answer to another request.
+        Collision "collision",
+    }
+}
+
+label_values! {
+    /// What became of a request of the warm-up.
+    WarmedUp {
+        /// It was answered.
+        Answered "answered",
+        /// It was not.
+        Failed "failed",
+        /// The line of the file is no request.
+        Skipped "skipped",
+    }
+}
+
+label_values! {
     /// What the guard of a canary decided.
     CanaryVerdict {
         /// More errors: taken out.
@@ -408,6 +581,8 @@ struct Inner {
     mirrors: Handles<2, MirrorMetrics>,
     canaries: Handles<2, CanaryMetrics>,
     batches: Handles<1, BatchMetrics>,
+    answers: Handles<1, AnswerMetrics>,
+    store: Arc<StoreMetrics>,
 }
 
 impl Metrics {
@@ -427,6 +602,8 @@ impl Metrics {
             mirrors: Handles::default(),
             canaries: Handles::default(),
             batches: Handles::default(),
+            answers: Handles::default(),
+            store: Arc::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -523,6 +700,18 @@ impl Metrics {
     #[must_use]
     pub fn batches(&self, route: &str) -> Arc<BatchMetrics> {
         self.inner.batches.get([route], |_| BatchMetrics::default())
+    }
+
+    /// The handle of the stored answers of a route.
+    #[must_use]
+    pub fn answers(&self, route: &str) -> Arc<AnswerMetrics> {
+        self.inner.answers.get([route], |_| AnswerMetrics::default())
+    }
+
+    /// What concerns all stored answers.
+    #[must_use]
+    pub fn store(&self) -> Arc<StoreMetrics> {
+        Arc::clone(&self.inner.store)
     }
 
     /// The handle of a listener, by its address as configured.
@@ -948,6 +1137,129 @@ impl BatchMetrics {
     }
 }
 
+/// What is counted of the stored answers of a route.
+#[derive(Debug)]
+pub struct AnswerMetrics {
+    /// How old they were.
+    pub age: Histogram,
+    served: [[Counter; ServedFor::ALL.len()]; Served::ALL.len()],
+    missed: [Counter; Missed::ALL.len()],
+    recorded: [Counter; Recorded::ALL.len()],
+    shared: [Counter; SharedCall::ALL.len()],
+    refreshed: [Counter; Refreshed::ALL.len()],
+}
+
+impl Default for AnswerMetrics {
+    fn default() -> Self {
+        Self {
+            age: Histogram::new(AGE),
+            served: Default::default(),
+            missed: Default::default(),
+            recorded: Default::default(),
+            shared: Default::default(),
+            refreshed: Default::default(),
+        }
+    }
+}
+
+impl AnswerMetrics {
+    /// An answer was served from store.
+    pub fn served(&self, kind: Served, reason: ServedFor, age: Duration) {
+        self.served[kind as usize][reason as usize].inc();
+        self.age.observe(age);
+    }
+
+    /// A request was not answered from store.
+    pub fn missed(&self, reason: Missed) {
+        self.missed[reason as usize].inc();
+    }
+
+    /// So something became of an answer of an endpoint.
+    pub fn recorded(&self, result: Recorded) {
+        self.recorded[result as usize].inc();
+    }
+
+    /// A request found the same one under way.
+    pub fn shared(&self, result: SharedCall) {
+        self.shared[result as usize].inc();
+    }
+
+    /// A stale answer was served that should be refreshed.
+    pub fn refreshed(&self, result: Refreshed) {
+        self.refreshed[result as usize].inc();
+    }
+
+    /// Answers served from store, and requests that might have been and were not.
+    #[must_use]
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        let hits = self.served.iter().flatten().map(Counter::get).sum();
+        let missed =
+            [Missed::Absent, Missed::Stale].map(|reason| self.missed[reason as usize].get());
+        (hits, missed.iter().sum())
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        for (kind, by_reason) in Served::ALL.iter().zip(&self.served) {
+            for (reason, count) in ServedFor::ALL.iter().zip(by_reason) {
+                // Most pairs mean nothing.
+                if count.get() > 0 {
+                    let labels = [labels, &[kind.as_str(), reason.as_str()]].concat();
+                    page.counter(Id::AnswersServed, &labels, count.get());
+                }
+            }
+        }
+        page.by_value(Id::AnswersMissed, labels, Missed::ALL, Missed::as_str, &self.missed);
+        page.histogram(Id::AnswerAge, labels, &self.age);
+        let (all, name) = (Recorded::ALL, Recorded::as_str);
+        page.by_value(Id::AnswersRecorded, labels, all, name, &self.recorded);
+        let (all, name) = (SharedCall::ALL, SharedCall::as_str);
+        page.by_value(Id::AnswersShared, labels, all, name, &self.shared);
+        let (all, name) = (Refreshed::ALL, Refreshed::as_str);
+        page.by_value(Id::AnswersRefreshed, labels, all, name, &self.refreshed);
+    }
+}
+
+/// What is counted of all stored answers together.
+#[derive(Debug, Default)]
+pub struct StoreMetrics {
+    /// Bytes in memory.
+    pub bytes: Gauge,
+    /// Answers in memory.
+    pub entries: Gauge,
+    evicted: [Counter; Evicted::ALL.len()],
+    distrusted: [Counter; Distrusted::ALL.len()],
+    warmed_up: [Counter; WarmedUp::ALL.len()],
+}
+
+impl StoreMetrics {
+    /// So many answers left memory, or did not get in.
+    pub fn evicted(&self, reason: Evicted, answers: u64) {
+        self.evicted[reason as usize].add(answers);
+    }
+
+    /// A stored answer was not believed.
+    pub fn distrusted(&self, reason: Distrusted) {
+        self.distrusted[reason as usize].inc();
+    }
+
+    /// A request of the warm-up ended.
+    pub fn warmed_up(&self, result: WarmedUp) {
+        self.warmed_up[result as usize].inc();
+    }
+
+    fn write(&self, page: &mut Page) {
+        page.gauge(Id::AnswersBytes, &[], &self.bytes);
+        page.gauge(Id::AnswersEntries, &[], &self.entries);
+        page.by_value(Id::AnswersEvicted, &[], Evicted::ALL, Evicted::as_str, &self.evicted);
+        let (all, name) = (Distrusted::ALL, Distrusted::as_str);
+        page.by_value(Id::AnswersDistrusted, &[], all, name, &self.distrusted);
+        if self.warmed_up.iter().any(|count| count.get() > 0) {
+            let (all, name) = (WarmedUp::ALL, WarmedUp::as_str);
+            page.by_value(Id::AnswersWarmUp, &[], all, name, &self.warmed_up);
+        }
+    }
+}
+
 /// What is told of a guarded arm.
 #[derive(Debug, Default)]
 pub struct CanaryMetrics {
@@ -1154,6 +1466,11 @@ impl Collector for Walker {
         self.inner.mirrors.for_each(|mirror, labels| mirror.write(labels, &mut page));
         self.inner.canaries.for_each(|canary, labels| canary.write(labels, &mut page));
         self.inner.batches.for_each(|batches, labels| batches.write(labels, &mut page));
+        self.inner.answers.for_each(|answers, labels| answers.write(labels, &mut page));
+        // Nothing is told of a store where no route has one.
+        if !self.inner.answers.lock().is_empty() {
+            self.inner.store.write(&mut page);
+        }
         page.0
     }
 }
@@ -1294,6 +1611,9 @@ mod tests {
         deadlines.set(DeadlineKind::Gap, DeadlineBasis::Learned, Duration::from_secs(2));
         metrics.levels("chat").level.set(1);
         arm.route.budget(ClientBudget::Obeyed);
+        let age = Duration::from_secs(60);
+        metrics.answers("chat").served(Served::Fallback, ServedFor::Deadline, age);
+        metrics.store().warmed_up(WarmedUp::Answered);
         metrics
     }
 

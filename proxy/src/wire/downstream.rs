@@ -2,7 +2,12 @@
 
 use std::task::{Context, Poll};
 
-use super::{BodyLength, Frame, ResponseHead, Side, WireError, h1::ServerConn, h2::ServerStream};
+use super::{
+    BodyLength, Frame, ResponseHead, Side, WireError,
+    audience::{Audience, Own},
+    h1::ServerConn,
+    h2::ServerStream,
+};
 
 /// The client of one request.
 pub enum Downstream<'a> {
@@ -10,14 +15,22 @@ pub enum Downstream<'a> {
     H1(&'a mut ServerConn),
     /// HTTP/2: the stream is this request's alone.
     H2(ServerStream),
+    /// No client: a request of our own.
+    Own(Own),
 }
 
 impl Downstream<'_> {
+    /// The side of a request of our own, whose response goes there.
+    pub fn own(audience: Box<dyn Audience>) -> Self {
+        Downstream::Own(Own::new(audience))
+    }
+
     /// Whether the request body has been read to its end.
     pub fn request_is_read(&self) -> bool {
         match self {
             Downstream::H1(conn) => conn.request_is_read(),
             Downstream::H2(stream) => stream.request_is_read(),
+            Downstream::Own(_) => true,
         }
     }
 
@@ -26,6 +39,7 @@ impl Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.poll_gone(cx),
             Downstream::H2(stream) => stream.poll_gone(cx),
+            Downstream::Own(own) => own.poll_gone(cx),
         }
     }
 
@@ -34,6 +48,7 @@ impl Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.send_continue(),
             Downstream::H2(stream) => stream.send_informational(&ResponseHead::new(100)),
+            Downstream::Own(_) => {}
         }
     }
 
@@ -42,6 +57,7 @@ impl Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.send_informational(head),
             Downstream::H2(stream) => stream.send_informational(head),
+            Downstream::Own(_) => {}
         }
     }
 
@@ -55,6 +71,7 @@ impl Downstream<'_> {
             Downstream::H2(stream) => {
                 stream.send_head(head, head.body == BodyLength::Empty)?;
             }
+            Downstream::Own(own) => own.send_head(head),
         }
         Ok(())
     }
@@ -64,6 +81,7 @@ impl Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.head_sent(),
             Downstream::H2(stream) => stream.head_sent(),
+            Downstream::Own(own) => own.head_sent(),
         }
     }
 
@@ -88,6 +106,7 @@ impl Side for Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.poll_frame(cx),
             Downstream::H2(stream) => stream.poll_frame(cx),
+            Downstream::Own(_) => Poll::Ready(Ok(Frame::End)),
         }
     }
 
@@ -96,6 +115,7 @@ impl Side for Downstream<'_> {
             Downstream::H1(conn) => conn.send(frame),
             Downstream::H2(stream) if !stream.has_ended() => stream.send(frame),
             Downstream::H2(_) => {}
+            Downstream::Own(own) => own.send(frame),
         }
     }
 
@@ -103,6 +123,7 @@ impl Side for Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.poll_flush(cx),
             Downstream::H2(stream) => stream.poll_flush(cx),
+            Downstream::Own(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -110,6 +131,7 @@ impl Side for Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.queued(),
             Downstream::H2(stream) => stream.queued(),
+            Downstream::Own(_) => 0,
         }
     }
 }
