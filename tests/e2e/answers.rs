@@ -3,6 +3,7 @@
 mod asking;
 mod coalescing;
 mod keeping;
+mod loaded;
 
 use outrigger_tests::harness::{Answer, Call, Metrics, Protocol, Proxy};
 use outrigger_tests::sim::{Fault, Simulator};

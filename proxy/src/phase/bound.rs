@@ -4,8 +4,7 @@
 //! The client's budget shortens the total deadline, counted from when its request was here. One that is over before
 //! anything was sent is a 504 at once: whatever was begun for it would be thrown away.
 //!
-//! What a level does besides, with stored answers, is the business of whoever keeps them: [`Allowed::action`] says it.
-//! Without any, a level that allows nothing else turns away.
+//! What a level does besides, with stored answers, is the business of [`super::answer`]: [`Allowed::action`] says it.
 
 use std::{
     sync::Arc,
@@ -214,8 +213,7 @@ pub fn bound(request: &mut Request, route: &Route) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Turns the request away if that is what becomes of it at the present load. Nothing is stored here: what may only have a
-/// stored answer gets none.
+/// Turns the request away if that is what becomes of it at the present load. Stored answers have been looked at before.
 ///
 /// # Errors
 /// [`Outcome::Shed`].
