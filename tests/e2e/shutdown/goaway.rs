@@ -1,6 +1,5 @@
 //! The end of an HTTP/2 connection, looked at frame by frame: a client library hides GOAWAY.
 
-
 use nix::sys::signal::Signal;
 use outrigger_tests::harness::{Broken, Call, Client, Protocol, Proxy, Raw};
 
