@@ -77,7 +77,7 @@ impl Caller {
     }
 }
 
-fn in_time(phase: &str, times: Vec<Duration>) {
+fn in_time(phase: &str, times: &[Duration]) {
     assert_eq!(times.len(), ROUNDS);
     assert!(times.iter().min() <= Some(&BOUND), "{phase}: freed after {times:?}");
 }
@@ -106,7 +106,7 @@ async fn freed(
         }
         let state = one.reached(|state| state.in_flight == 0 && state.running == 0).await;
         assert_eq!((state.waiting, state.kv_used), (0, 0), "{phase} over {upstream}");
-        in_time(&format!("{phase} over {upstream}"), times);
+        in_time(&format!("{phase} over {upstream}"), &times);
         await_idle(&proxy).await;
     }
 }
@@ -137,7 +137,7 @@ async fn queued_in_the_engine(protocol: Protocol) {
             times.push(began.elapsed());
         }
         assert_eq!(one.state().running, 1, "the other request is left alone");
-        in_time(&format!("queued over {upstream}"), times);
+        in_time(&format!("queued over {upstream}"), &times);
     }
 }
 
@@ -189,7 +189,7 @@ async fn uploading(protocol: Protocol) {
             times.push(began.elapsed());
         }
         assert_eq!(one.state().bodies, 0, "a half body was taken for a whole one");
-        in_time(&format!("uploading over {upstream}"), times);
+        in_time(&format!("uploading over {upstream}"), &times);
         await_idle(&proxy).await;
     }
 }
@@ -218,7 +218,7 @@ async fn freed_while_connecting(protocol: Protocol, call: impl Fn() -> Call) {
         let log = proxy.await_access(round).await;
         assert_eq!(log[round - 1]["outcome"], "client_gone", "{}", log[round - 1]);
     }
-    in_time("connecting", times);
+    in_time("connecting", &times);
     await_idle(&proxy).await;
 }
 
@@ -246,7 +246,7 @@ async fn pausing_before_a_retry(protocol: Protocol) {
         let log = proxy.await_access(round).await;
         assert_eq!(log[round - 1]["outcome"], "client_gone", "{}", log[round - 1]);
     }
-    in_time("pausing", times);
+    in_time("pausing", &times);
     let asked = a.state().requests() + b.state().requests();
     assert_eq!(asked, ROUNDS as u64, "nobody was asked on behalf of a client that had gone");
     await_idle(&proxy).await;
@@ -266,7 +266,7 @@ async fn a_client_that_resets_its_connection_is_gone_too() {
         one.aborted().await;
         times.push(began.elapsed());
     }
-    in_time("reset", times);
+    in_time("reset", &times);
 }
 
 #[tokio::test]

@@ -131,6 +131,19 @@ async fn an_endless_stall_ends_when_the_client_hangs_up() {
 }
 
 #[tokio::test]
+async fn an_endless_stall_ends_when_it_is_released_and_the_next_one_does_not() {
+    let simulator = simulator();
+    let mut raw = chat(&simulator, "stall_first_byte", true).await;
+    simulator.reached(|state| state.in_flight == 1).await;
+    simulator.release();
+    assert_eq!(pieces(&mut raw).await.1, None);
+    let first = simulator.reached(|state| state.completed == 1).await;
+    let _next = chat(&simulator, "stall_first_byte", true).await;
+    simulator.reached(|state| state.bodies > first.bodies).await;
+    assert_eq!(simulator.state().in_flight, 1);
+}
+
+#[tokio::test]
 async fn a_stall_in_the_middle_comes_after_its_events() {
     let simulator = simulator();
     let call = Call::chat("hello").max_tokens(6).streaming().fault("stall_mid=2;for=400ms");
