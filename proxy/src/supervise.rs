@@ -10,7 +10,7 @@ mod told;
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use outrigger_config::validated::Dns;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::{
     discovery,
@@ -48,7 +48,7 @@ pub async fn run(proxy: Arc<Proxy>) {
         }
         tokio::select! {
             () = proxy.snapshot_changed.notified() => {}
-            Some(_) = tasks.join_next() => {}
+            Some(ended) = tasks.join_next() => note_end("supervision", ended),
             now = sweep.tick() => {
                 proxy.registry.sweep(now.into_std());
                 bound::look(&snapshot, now.into_std());
@@ -68,12 +68,26 @@ async fn supervise(backend: Arc<Backend>, dns: Dns) {
     }
     let mut changes = backend.changes();
     let mut watched: HashMap<SocketAddr, Vec<AbortHandle>> = HashMap::new();
+    follow(&backend, &mut tasks, &mut watched);
     loop {
-        changes.mark_unchanged();
-        follow(&backend, &mut tasks, &mut watched);
-        if changes.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => follow(&backend, &mut tasks, &mut watched),
+                Err(_) => return,
+            },
+            // Those of endpoints that left would pile up.
+            Some(ended) = tasks.join_next() => note_end(&backend.name, ended),
         }
+    }
+}
+
+/// A task that ended by itself or was told to has nothing to say. One that panicked leaves its work undone until the
+/// endpoint, or the configuration, changes: an operator must know.
+fn note_end(of: &str, ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(of, %error, "background work has failed and is not done any more");
     }
 }
 

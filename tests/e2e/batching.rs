@@ -160,7 +160,8 @@ fn travelled(metrics: &Metrics, result: &str) -> u64 {
 /// The same for all of them, for messages.
 fn told(metrics: &Metrics) -> String {
     let of = |result: &str| format!("{result} {}", travelled(metrics, result));
-    let results = ["together", "alone", "sent_again", "not_possible"].map(of).join(", ");
+    let results =
+        ["together", "alone", "sent_again", "given_up", "not_possible"].map(of).join(", ");
     format!("{} batches, {results}", batches(metrics))
 }
 
@@ -426,7 +427,9 @@ async fn a_client_alone_pays_no_waiting() {
     for protocol in [Protocol::Http1, Protocol::H2] {
         let plain = median(&proxy, protocol, "plain").await;
         let batched = median(&proxy, protocol, "batched").await;
-        assert!(batched < plain + Duration::from_millis(5), "{protocol:?}: {batched:?} {plain:?}");
+        // The shortest time that anybody waits for company is an eighth of the window.
+        let waited = Duration::from_millis(500 / 8);
+        assert!(batched < plain + waited, "{protocol:?}: {batched:?} {plain:?}");
     }
     let metrics = proxy.metrics().await;
     assert_eq!((travelled(&metrics, "alone"), batches(&metrics)), (400, 0), "{}", told(&metrics));

@@ -30,7 +30,7 @@ fn timed_out(answer: &Answer, outcome: &str, limit: Duration) {
     assert_eq!((answer.status, &*error_code(answer)), (504, outcome), "{}", answer.text());
     assert!(answer.header("retry-after").is_some(), "{:?}", answer.headers);
     let after = answer.head_after;
-    assert!(after >= limit && after < limit + Duration::from_secs(3), "{after:?} for {limit:?}");
+    assert!(after >= limit && after < limit + Duration::from_secs(10), "{after:?} for {limit:?}");
 }
 
 /// The stream was cut after `events` whole events, with an event that says why. On h2 a reset could take that event
@@ -69,11 +69,11 @@ async fn a_connection_that_is_not_made_in_time_is_504() {
 async fn a_connection_that_is_not_made_in_time_is_tried_at_another_endpoint() {
     let (hole, one) = (BlackHole::open().await, sim("one"));
     let endpoints = format!("['{}', '{}']", hole.address, one.addr);
-    let route = "deadline: { connect: 150ms }";
+    let route = "deadline: { connect: 500ms }";
     let proxy = Proxy::start(&one_backend_at(&endpoints, "balance: round_robin", route)).await;
     let answer = chat().send(proxy.address()).await;
     assert_eq!((answer.status, attempts(&answer)), (200, 2));
-    assert!(answer.head_after >= Duration::from_millis(150));
+    assert!(answer.head_after >= Duration::from_millis(500));
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn an_answer_that_does_not_begin_in_time_is_504_and_frees_the_endpoint() {
 async fn a_head_without_a_body_is_not_a_first_byte() {
     for upstream in UPSTREAMS {
         let one = sim("one");
-        let proxy = start(&one, upstream, "first_byte: 200ms").await;
+        let proxy = start(&one, upstream, "first_byte: 800ms").await;
         for (times, protocol) in (1..).zip(CLIENTS) {
             let call = chat().streaming().over(protocol).fault("stall_mid=0");
             let streaming = call.open(proxy.address()).await;
@@ -111,7 +111,7 @@ async fn a_head_without_a_body_is_not_a_first_byte() {
 #[tokio::test]
 async fn a_first_byte_that_is_late_is_awaited_elsewhere_when_that_was_asked_for() {
     let (a, b) = (sim("a"), sim("b"));
-    let route = "deadline: { first_byte: 200ms }, retry: { when: [first_byte] }";
+    let route = "deadline: { first_byte: 1s }, retry: { when: [first_byte] }";
     let proxy = Proxy::start(&one_backend(&[&a, &b], "balance: round_robin", route)).await;
     let answer = chat().fault("stall_first_byte;at=a").send(proxy.address()).await;
     assert_eq!((answer.status, answer.by(), attempts(&answer)), (200, "b", 2));
@@ -125,14 +125,14 @@ async fn a_first_byte_that_is_late_is_awaited_elsewhere_when_that_was_asked_for(
 #[tokio::test]
 async fn the_first_byte_is_awaited_from_the_end_of_the_request() {
     let one = sim("one");
-    let proxy = start(&one, "http1", "first_byte: 300ms").await;
+    let proxy = start(&one, "http1", "first_byte: 1s").await;
     let (call, feed) = Call::post("/echo").fed();
     let address = proxy.address();
     let sending = tokio::spawn(async move { call.send(address).await });
     // A client that takes its time; the endpoint is not to blame.
     for _ in 0..5 {
         assert!(feed.send("a part of the body").await);
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
     }
     drop(feed);
     let answer = sending.await.expect("an answer");
@@ -143,12 +143,12 @@ async fn the_first_byte_is_awaited_from_the_end_of_the_request() {
 async fn a_stream_that_falls_silent_is_cut_with_an_event_that_says_so() {
     for upstream in UPSTREAMS {
         let one = sim("one");
-        let proxy = start(&one, upstream, "gap: 200ms").await;
+        let proxy = start(&one, upstream, "gap: 800ms").await;
         for (times, protocol) in (1..).zip(CLIENTS) {
             let call = chat().max_tokens(40).streaming().over(protocol).fault("stall_mid=3");
             let began = Instant::now();
             let transcript = call.open(proxy.address()).await.events().await;
-            assert!(began.elapsed() >= Duration::from_millis(200));
+            assert!(began.elapsed() >= Duration::from_millis(800));
             cut(&transcript, protocol, "gap_timeout", 3);
             one.aborted().await;
             counted(&proxy, "gap_timeout", 200, times).await;
@@ -172,7 +172,7 @@ async fn an_answer_that_stops_half_way_is_cut_and_not_completed() {
 #[tokio::test]
 async fn a_pause_shorter_than_the_gap_deadline_is_no_reason_to_cut() {
     let one = sim("one");
-    let proxy = start(&one, "http1", "gap: 1500ms").await;
+    let proxy = start(&one, "http1", "gap: 3s").await;
     let call = chat().max_tokens(10).streaming().fault("stall_mid=3;for=300ms");
     let transcript = call.open(proxy.address()).await.events().await;
     assert!(transcript.is_complete(), "{transcript:?}");
@@ -194,13 +194,13 @@ async fn a_request_that_takes_too_long_in_all_is_504_while_nothing_was_sent() {
 async fn a_stream_that_takes_too_long_in_all_is_cut() {
     for upstream in UPSTREAMS {
         let one = sim("one");
-        let proxy = start(&one, upstream, "total: 500ms").await;
+        let proxy = start(&one, upstream, "total: 1s").await;
         for (times, protocol) in (1..).zip(CLIENTS) {
             let streaming =
                 Call::get("/events/1000?gap=20").over(protocol).open(proxy.address()).await;
             let transcript = streaming.events().await;
             let events = transcript.events.iter().filter(|e| e.json()["index"].is_u64()).count();
-            assert!((1..=30).contains(&events), "{events} events in half a second");
+            assert!((1..=55).contains(&events), "{events} events in a second");
             cut(&transcript, protocol, "total_timeout", events);
             one.aborted().await;
             counted(&proxy, "total_timeout", 200, times).await;
@@ -217,7 +217,7 @@ async fn the_total_bounds_connecting_too() {
     let answer = chat().send(proxy.address()).await;
     assert_eq!(answer.status, 504, "{}", answer.text());
     let after = answer.head_after;
-    assert!((200..3_000).contains(&after.as_millis()), "{after:?}");
+    assert!((200..9_000).contains(&after.as_millis()), "{after:?}");
     assert_eq!(error_code(&answer), "total_timeout");
 }
 
@@ -247,7 +247,7 @@ async fn deadlines_that_are_off_do_not_cut() {
 async fn a_long_stream_with_short_gaps_is_never_cut_by_the_first_byte_deadline() {
     for upstream in UPSTREAMS {
         let one = sim("one");
-        let proxy = start(&one, upstream, "first_byte: 500ms, gap: 500ms").await;
+        let proxy = start(&one, upstream, "first_byte: 1s, gap: 1s").await;
         for protocol in CLIENTS {
             let call = Call::get("/events/70?gap=25").over(protocol);
             let streaming: Streaming = call.open(proxy.address()).await;
@@ -262,10 +262,10 @@ async fn a_long_stream_with_short_gaps_is_never_cut_by_the_first_byte_deadline()
 #[tokio::test]
 async fn a_deadline_of_one_request_does_not_reach_the_next_on_its_connection() {
     let one = Simulator::start(Options::named("one").fast());
-    let proxy = start(&one, "http1", "total: 400ms").await;
+    let proxy = start(&one, "http1", "total: 2s").await;
     let mut client = Client::connect(proxy.address(), Protocol::Http1).await;
     for _ in 0..4 {
-        let call = Call::get("/events/10?gap=20");
+        let call = Call::get("/events/10?gap=60");
         let answer = client.send(call).await.expect("an answer");
         assert_eq!((answer.status, answer.cut), (200, None));
     }

@@ -25,7 +25,7 @@ fn fast() -> Simulator {
 /// Ends the proxy, so that all lines are written, and gives them without its own log.
 async fn lines(proxy: &Proxy) -> Vec<String> {
     proxy.signal(Signal::SIGTERM);
-    proxy.wait_exit(Duration::from_secs(2)).await;
+    proxy.wait_exit(Duration::from_secs(10)).await;
     let own = |line: &String| line.contains(" INFO ") || line.contains(" WARN ");
     proxy.log().into_iter().filter(|line| !own(line)).collect()
 }
@@ -292,7 +292,7 @@ async fn lines_come_without_waiting_for_more() {
     let proxy = Proxy::start(&logging(&simulator, "format: json")).await;
     for count in 1..=5 {
         Call::get("/echo").send(proxy.address()).await;
-        let seen = tokio::time::timeout(Duration::from_secs(2), proxy.await_access(count)).await;
+        let seen = tokio::time::timeout(Duration::from_secs(8), proxy.await_access(count)).await;
         assert!(seen.is_ok(), "line {count} is held back");
     }
 }

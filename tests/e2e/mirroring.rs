@@ -547,7 +547,7 @@ async fn a_drain_does_not_wait_for_copies() {
     assert_eq!(Call::get("/bytes/1").send(proxy.address()).await.status, 200);
     shadow.reached(|state| state.in_flight == 1).await;
     proxy.signal(Signal::SIGTERM);
-    let status = proxy.wait_exit(Duration::from_secs(1)).await;
+    let status = proxy.wait_exit(Duration::from_secs(10)).await;
     assert_eq!(status.code(), Some(0), "{status}");
     shadow.aborted().await;
 }

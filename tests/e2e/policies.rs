@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use outrigger_tests::harness::{Call, Load, Protocol, Proxy};
+use outrigger_tests::harness::{Answer, Call, Load, Protocol, Proxy};
 use outrigger_tests::sim::{Fault, Simulator};
 
 use crate::fleet::{
@@ -307,6 +307,55 @@ async fn prompts_that_begin_alike_go_to_the_same_endpoint_while_it_is_not_busy()
         for sample in &begun.samples {
             let began = sample.answer.as_ref().expect("an answer").by();
             assert_eq!(stories[&sample.index], began, "{policy}: story {}", sample.index);
+        }
+    }
+}
+
+/// The same story with other members before it, as a client that does not know its length would send it.
+fn retold(user: &str) -> Vec<u8> {
+    let prompt = format!("{}The end.", format!("Once there was {user}, ").repeat(250));
+    let messages = serde_json::json!([{"role": "user", "content": prompt}]);
+    let before = "\"model\":\"another-model\",\"max_tokens\":2,\"temperature\":0.7";
+    format!("{{{before},\"messages\":{messages}}}").into_bytes()
+}
+
+/// Sends a body without a length, cut after so many bytes each.
+async fn in_pieces(proxy: &Proxy, protocol: Protocol, body: &[u8], pieces: &[usize]) -> Answer {
+    let json = Call::post("/v1/chat/completions").header("content-type", "application/json");
+    let (call, feed) = json.over(protocol).fed();
+    let feeding = async {
+        let (mut rest, mut lengths) = (body, pieces.iter().cycle());
+        while !rest.is_empty() {
+            let length = lengths.next().copied().unwrap_or(rest.len()).min(rest.len());
+            let (piece, after) = rest.split_at(length);
+            assert!(feed.send(bytes::Bytes::copy_from_slice(piece)).await);
+            rest = after;
+        }
+        drop(feed);
+    };
+    tokio::join!(call.send(proxy.address()), feeding).0
+}
+
+#[tokio::test]
+async fn prompts_that_come_in_pieces_go_where_they_began_however_they_are_cut() {
+    const STORIES: usize = 12;
+    const CUTS: [&[usize]; 5] = [&[700], &[1, 60, 5, 4_000], &[4_096], &[37], &[100_000]];
+    for policy in ["prefix_affinity", "least_load", "{ policy: least_load, prefix: 4KiB }"] {
+        let (a, b, c) = (sim("a"), sim("b"), sim("c"));
+        let proxy = Proxy::start(&one_backend(&[&a, &b, &c], &balance(policy), "")).await;
+        let begin = Load::of(STORIES).at_once(STORIES);
+        let begun = begin.run(proxy.address(), |index| long_story(&user(index))).await;
+        assert_eq!(begun.by_name().len(), 3, "{policy}: {:?}", begun.by_name());
+        for sample in &begun.samples {
+            let began = sample.answer.as_ref().expect("an answer").by();
+            for protocol in [Protocol::Http1, Protocol::H2] {
+                for cuts in CUTS {
+                    let body = retold(&user(sample.index));
+                    let answer = in_pieces(&proxy, protocol, &body, cuts).await;
+                    let told = format!("{policy}: story {}, {protocol:?}, {cuts:?}", sample.index);
+                    assert_eq!((answer.status, answer.by()), (200, began), "{told}");
+                }
+            }
         }
     }
 }

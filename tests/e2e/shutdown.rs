@@ -14,8 +14,9 @@ use outrigger_tests::sim::{Fault, Options, Simulator};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// How soon a proxy without anything to wait for must be gone.
-const AT_ONCE: Duration = Duration::from_millis(500);
+/// How soon a proxy without anything to wait for must be gone, however busy the machine is: long before any drain here is
+/// over.
+const AT_ONCE: Duration = Duration::from_secs(8);
 
 /// A configuration with one backend and this `drain`.
 fn draining(simulator: &Simulator, drain: &str) -> String {
@@ -62,7 +63,7 @@ async fn sigterm_under_a_hundred_open_streams_cuts_none() {
     let transcripts = reading.join_all().await;
     let whole = transcripts.iter().filter(|transcript| transcript.is_complete()).count();
     assert_eq!(whole, 100);
-    let status = proxy.wait_exit(Duration::from_secs(2)).await;
+    let status = proxy.wait_exit(AT_ONCE).await;
     assert_eq!(status.code(), Some(0), "{status}");
     assert_eq!(simulator.state().aborted, 0);
     let ended = proxy.access_log();
@@ -72,7 +73,7 @@ async fn sigterm_under_a_hundred_open_streams_cuts_none() {
 #[tokio::test]
 async fn during_the_delay_it_is_not_ready_and_still_serves() {
     let simulator = steady();
-    let proxy = Proxy::start(&draining(&simulator, "delay: 2s, timeout: 5s")).await;
+    let proxy = Proxy::start(&draining(&simulator, "delay: 30s, timeout: 60s")).await;
     assert_eq!(proxy.admin_get("/ready").await.status, 200);
     proxy.signal(Signal::SIGTERM);
     let metrics = proxy.await_metrics(|m| m.get("outrigger_draining", &[]) == 1.0).await;
@@ -83,21 +84,30 @@ async fn during_the_delay_it_is_not_ready_and_still_serves() {
     assert_eq!(proxy.admin_get("/live").await.status, 200, "alive until the end");
     assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
     assert_eq!(Call::get("/echo").h2().send(proxy.address()).await.status, 200);
-    let status = proxy.wait_exit(Duration::from_secs(4)).await;
-    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_delay_is_waited_for_and_no_longer() {
+    let simulator = steady();
+    let proxy = Proxy::start(&draining(&simulator, "delay: 500ms, timeout: 60s")).await;
+    let began = Instant::now();
+    proxy.signal(Signal::SIGTERM);
+    let status = proxy.wait_exit(AT_ONCE).await;
+    let took = began.elapsed();
+    assert!(status.code() == Some(0) && took >= Duration::from_millis(450), "{status}, {took:?}");
 }
 
 #[tokio::test]
 async fn after_the_delay_connections_are_refused_while_streams_go_on() {
     let simulator = steady();
     let proxy = Proxy::start(&draining(&simulator, "delay: 100ms, timeout: 20s")).await;
-    let open = stream(proxy.address(), 200).await;
+    let open = stream(proxy.address(), 400).await;
     proxy.signal(Signal::SIGTERM);
     refused(proxy.address()).await;
     assert!(proxy.is_running(), "a stream is still open");
     assert_eq!(proxy.admin_get("/ready").await.status, 503);
     assert!(open.events().await.is_complete());
-    proxy.wait_exit(Duration::from_secs(1)).await;
+    proxy.wait_exit(AT_ONCE).await;
 }
 
 #[tokio::test]
@@ -120,7 +130,7 @@ async fn a_stream_beyond_the_drain_timeout_is_cut_and_logged() {
     proxy.signal(Signal::SIGTERM);
     let transcript = open.events().await;
     assert!(transcript.cut.is_some(), "a client must see that its answer is not whole");
-    let status = proxy.wait_exit(Duration::from_secs(2)).await;
+    let status = proxy.wait_exit(AT_ONCE).await;
     assert_eq!(status.code(), Some(0), "{status}");
     proxy.await_log("drain timeout").await;
     let lines = proxy.access_log();
@@ -137,9 +147,9 @@ async fn the_drain_timeout_is_waited_for_and_no_longer() {
     assert!(open.event().await.is_some());
     let began = Instant::now();
     proxy.signal(Signal::SIGTERM);
-    proxy.wait_exit(Duration::from_secs(3)).await;
+    proxy.wait_exit(AT_ONCE).await;
     let took = began.elapsed();
-    assert!((450..1500).contains(&took.as_millis()), "{took:?}");
+    assert!(took >= Duration::from_millis(450), "{took:?}");
 }
 
 #[tokio::test]
@@ -153,7 +163,7 @@ async fn a_request_that_waits_for_its_first_byte_is_answered() {
     proxy.signal(Signal::SIGTERM);
     let answer = waiting.await.expect("it got an answer");
     assert_eq!((answer.status, answer.cut), (200, None));
-    proxy.wait_exit(Duration::from_secs(1)).await;
+    proxy.wait_exit(AT_ONCE).await;
 }
 
 #[tokio::test]
@@ -170,7 +180,7 @@ async fn an_upload_that_has_begun_may_end() {
     drop(feed);
     let answer = answer.await.expect("it got an answer");
     assert_eq!((answer.status, answer.echo().bytes), (200, 23));
-    proxy.wait_exit(Duration::from_secs(1)).await;
+    proxy.wait_exit(AT_ONCE).await;
 }
 
 #[tokio::test]
@@ -206,7 +216,7 @@ async fn a_connection_without_a_request_is_closed_and_holds_nothing_up() {
 #[tokio::test]
 async fn answers_during_the_delay_close_their_connection() {
     let simulator = steady();
-    let proxy = Proxy::start(&draining(&simulator, "delay: 2s, timeout: 5s")).await;
+    let proxy = Proxy::start(&draining(&simulator, "delay: 30s, timeout: 60s")).await;
     let mut raw = Raw::connect(proxy.address()).await;
     raw.get("/echo").await;
     let before = raw.response().await;
@@ -223,13 +233,13 @@ async fn answers_during_the_delay_close_their_connection() {
 async fn a_second_sigterm_changes_nothing() {
     let simulator = steady();
     let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 20s")).await;
-    let open = stream(proxy.address(), 60).await;
+    let open = stream(proxy.address(), 400).await;
     proxy.signal(Signal::SIGTERM);
     refused(proxy.address()).await;
     proxy.signal(Signal::SIGTERM);
     proxy.signal(Signal::SIGHUP);
     assert!(open.events().await.is_complete());
-    assert_eq!(proxy.wait_exit(Duration::from_secs(1)).await.code(), Some(0));
+    assert_eq!(proxy.wait_exit(AT_ONCE).await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -238,7 +248,7 @@ async fn sigterm_as_soon_as_the_ports_are_known_is_obeyed() {
     for round in 0..10 {
         let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 1s")).await;
         proxy.signal(Signal::SIGTERM);
-        let status = proxy.wait_exit(Duration::from_secs(1)).await;
+        let status = proxy.wait_exit(AT_ONCE).await;
         assert_eq!(status.code(), Some(0), "round {round}: {status}");
     }
 }
@@ -268,7 +278,7 @@ async fn sigint_ends_a_drain() {
 #[tokio::test]
 async fn post_drain_makes_it_unready_and_nothing_else() {
     let simulator = steady();
-    let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 5s")).await;
+    let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 60s")).await;
     let answer = Call::post("/drain").send(proxy.admin()).await;
     assert_eq!((answer.status, &answer.json()["changed"]), (200, &true.into()));
     let again = Call::post("/drain").send(proxy.admin()).await;
@@ -285,12 +295,12 @@ async fn post_drain_makes_it_unready_and_nothing_else() {
 #[tokio::test]
 async fn the_access_log_is_complete_at_the_end() {
     let simulator = Simulator::start(Options::named("only").fast());
-    let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 5s")).await;
+    let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 60s")).await;
     for _ in 0..20 {
         assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
     }
     proxy.signal(Signal::SIGTERM);
-    proxy.wait_exit(Duration::from_secs(1)).await;
+    proxy.wait_exit(AT_ONCE).await;
     assert_eq!(proxy.access_log().len(), 20);
 }
 

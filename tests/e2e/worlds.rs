@@ -1,8 +1,8 @@
 //! The worlds of the policy simulator (`tests/policies`) in small, over real sockets: real proxies before simulated
 //! engines must put the policies in the same order. Only differences that chance can not make are asserted; all figures
-//! are printed.
+//! are printed. What is compared runs at the same time, so that whatever else the machine does meets both alike.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use outrigger_tests::harness::{Call, Load, Proxy, Report};
 use outrigger_tests::sim::{Options, Simulator};
@@ -56,6 +56,15 @@ async fn load(
     report
 }
 
+/// The same load in turn at the first fleet and by `policy` at the second one.
+async fn at_once(
+    fleets: &[&Vec<Simulator>; 2],
+    policy: &str,
+    call: impl Fn(usize) -> Call + Copy + Send + Sync + 'static,
+) -> (Report, Report) {
+    tokio::join!(load(fleets[0], "round_robin", call), load(fleets[1], policy, call))
+}
+
 /// How much better the one is than the other.
 fn ratio(worse: Duration, better: Duration) -> f64 {
     worse.as_secs_f64() / better.as_secs_f64()
@@ -65,8 +74,7 @@ fn ratio(worse: Duration, better: Duration) -> f64 {
 async fn among_equals_the_default_loses_nothing() {
     let chat = |_| Call::chat("how deep is the lagoon?").max_tokens(64);
     let three = || fleet(["a", "b", "c"].map(engine));
-    let turns = load(&three(), "round_robin", chat).await;
-    let default = load(&three(), "least_load", chat).await;
+    let (turns, default) = at_once(&[&three(), &three()], "least_load", chat).await;
     assert!(ratio(default.took, turns.took) < 1.5, "{:?} {:?}", default.took, turns.took);
 }
 
@@ -74,9 +82,9 @@ async fn among_equals_the_default_loses_nothing() {
 async fn one_slow_engine_drags_those_that_go_in_turn() {
     let chat = |_| Call::chat("how deep is the lagoon?").max_tokens(64);
     let with_a_slow_one = || fleet([engine("slow").slowdown(10.0), engine("b"), engine("c")]);
-    let turns = load(&with_a_slow_one(), "round_robin", chat).await;
     for policy in ["least_load", "least_connection"] {
-        let report = load(&with_a_slow_one(), policy, chat).await;
+        let fleets = [&with_a_slow_one(), &with_a_slow_one()];
+        let (turns, report) = at_once(&fleets, policy, chat).await;
         assert!(ratio(turns.took, report.took) > 1.5, "{policy}");
     }
 }
@@ -86,8 +94,7 @@ async fn long_prompts_are_not_put_behind_each_other() {
     // One in eight has 24,000 words, the others a dozen.
     let mixed = |index: usize| ask(&prompt(index, if index % 8 == 5 { 24_000 } else { 12 }));
     let four = || fleet(["a", "b", "c", "d"].map(engine));
-    let turns = load(&four(), "round_robin", mixed).await;
-    let default = load(&four(), "least_load", mixed).await;
+    let (turns, default) = at_once(&[&four(), &four()], "least_load", mixed).await;
     assert!(ratio(default.took, turns.took) < 1.2, "{:?} {:?}", default.took, turns.took);
 }
 
@@ -96,8 +103,7 @@ async fn a_third_of_the_fleet_that_starts_cold_is_used_as_it_warms() {
     let chat = |_| Call::chat("how deep is the lagoon?").max_tokens(64);
     let start = || fleet([engine("cold").slowdown(20.0), engine("b"), engine("c")]);
     let (for_turns, for_default) = (start(), start());
-    let turns = load(&for_turns, "round_robin", chat).await;
-    let default = load(&for_default, "least_load", chat).await;
+    let (turns, default) = at_once(&[&for_turns, &for_default], "least_load", chat).await;
     assert!(ratio(turns.took, default.took) > 1.5, "{:?} {:?}", default.took, turns.took);
     for_default[0].set_slowdown(1.0);
     let warm = load(&for_default, "least_load", chat).await;
@@ -113,12 +119,9 @@ async fn prompts_that_share_a_head_go_where_it_is_cached() {
         ask(&format!("{} and question {index}", prompt(head, 6_000)))
     };
     let four = || fleet(["a", "b", "c", "d"].map(engine));
-    let start = Instant::now();
-    let turns = load(&four(), "round_robin", shared).await;
     for policy in ["least_load", "prefix_affinity"] {
-        let engines = four();
-        let report = load(&engines, policy, shared).await;
-        assert!(ratio(turns.took, report.took) > 1.1, "{policy} after {:.1?}", start.elapsed());
+        let (turns, report) = at_once(&[&four(), &four()], policy, shared).await;
+        assert!(ratio(turns.took, report.took) > 1.1, "{policy}");
         assert!(report.by_name().len() > 1, "{policy}: one engine has all: {:?}", report.by_name());
     }
 }

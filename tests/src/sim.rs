@@ -121,6 +121,11 @@ impl Simulator {
         lock(&self.context.faults).clear();
     }
 
+    /// Lets the requests that have come so far go on where they stall before their first byte.
+    pub fn release(&self) {
+        self.context.release();
+    }
+
     /// Stops listening and closes every connection as soon as it is idle; resolves when connections are refused.
     pub async fn refuse(&self) {
         self.context.listen(false);

@@ -175,7 +175,7 @@ impl<T> Lobby<T> {
     }
 
     /// A request that waits is not wanted any more: its client is gone. `None` when it is already
-    /// in a batch that was taken; then it is answered with the others.
+    /// in a batch that was taken; whoever took it finds out for whom it goes on.
     pub fn leave(&mut self, ticket: &Ticket) -> Option<T> {
         let room = self.open(ticket)?;
         let place = room.seats.iter().position(|seat| seat.number == ticket.seat)?;

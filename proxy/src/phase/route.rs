@@ -37,12 +37,23 @@ pub async fn route(
     watchdog: &mut Watchdog,
 ) -> Result<Arc<Route>, Failure> {
     let snapshot = Arc::clone(&request.snapshot);
+    let mut unpacked: Option<Unpacked<'_>> = None;
     for route in &snapshot.routes {
-        if !matches_head(&route.settings.matches, &request.head) {
+        let head = match &unpacked {
+            Some(unpacked) => &unpacked.head,
+            None => &request.head,
+        };
+        if !matches_head(&route.settings.matches, head) {
             continue;
         }
-        if let Some(limits) = &route.settings.decompress {
-            decompress(request, limits)?;
+        let limits = route.settings.decompress.as_ref();
+        if let Some(otherwise) = unpacked.take_if(|unpacked| Some(unpacked.limits) != limits) {
+            otherwise.undo(request);
+        }
+        if unpacked.is_none()
+            && let Some(limits) = limits
+        {
+            unpacked = decompress(request, limits)?;
         }
         if route.settings.reads_body() && request.upload.scanner().is_none() {
             scan_body(request, client, watchdog).await?;
@@ -139,14 +150,39 @@ pub async fn read_body_while(
     Ok(())
 }
 
-/// From here on the body is what it was before the client compressed it, for the routes that follow as well.
-fn decompress(request: &mut Request, limits: &Decompress) -> Result<(), Failure> {
-    match Decoder::of(&mut request.head, limits) {
-        Ok(Some(decoder)) => request.upload.unpack_by(decoder),
-        Ok(None) => {}
-        Err(refused) => return Err(packed(refused)),
+/// A request whose body was decompressed to see whether its model fits a route. A route that does not match must not
+/// have changed what the next one gets.
+struct Unpacked<'a> {
+    /// Its head as it came.
+    head: RequestHead,
+    limits: &'a Decompress,
+}
+
+impl Unpacked<'_> {
+    fn undo(self, request: &mut Request) {
+        request.head = self.head;
+        request.upload.pack_again();
+        request.model = None;
     }
-    Ok(())
+}
+
+/// From here on the body is what it was before the client compressed it, if it did.
+fn decompress<'a>(
+    request: &mut Request,
+    limits: &'a Decompress,
+) -> Result<Option<Unpacked<'a>>, Failure> {
+    if !request.head.fields.contains("content-encoding") {
+        return Ok(None);
+    }
+    let head = request.head.clone();
+    match Decoder::of(&mut request.head, limits) {
+        Ok(Some(decoder)) => {
+            request.upload.unpack_by(decoder);
+            Ok(Some(Unpacked { head, limits }))
+        }
+        Ok(None) => Ok(None),
+        Err(refused) => Err(packed(refused)),
+    }
 }
 
 fn packed(refused: Refused) -> Failure {
@@ -190,6 +226,7 @@ pub fn body_key<'a>(request: &'a Request, field: &str) -> Option<&'a [u8]> {
 /// The request belongs to this route from here on.
 fn enter(request: &mut Request, route: &Arc<Route>) {
     request.route = Some(Arc::clone(route));
+    request.upload.stay_unpacked();
     let buffer = route.settings.retry.as_ref().map_or(0, |retry| retry.buffer);
     request.upload.keep(buffer.max(KEPT_FOR_STALE));
     match &route.action {

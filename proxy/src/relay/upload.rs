@@ -47,6 +47,8 @@ struct Unpacking {
     /// What has come and is not decoded yet.
     packed: Bytes,
     came_to_end: bool,
+    /// All that has come, as it came, for as long as it may still be wanted so.
+    original: Option<Vec<Bytes>>,
 }
 
 /// So much is decoded at once; other requests have their turn in between.
@@ -130,12 +132,32 @@ impl Upload {
         Upload { ended: empty, expects_continue, limit, keep_limit, ..Self::default() }
     }
 
-    /// The body comes compressed; what it holds takes its place, also of what has been received of it.
+    /// The body comes compressed; what it holds takes its place, also of what has been received of it. How it came is
+    /// not forgotten before [`Upload::stay_unpacked`].
     pub fn unpack_by(&mut self, decoder: Decoder) {
         let packed: Bytes = self.kept.concat().into();
         let came_to_end = std::mem::take(&mut self.ended);
-        self.unpacking = Some(Unpacking { decoder, packed, came_to_end });
-        (self.kept, self.kept_bytes, self.scanner) = (Vec::new(), 0, None);
+        let original = Some(std::mem::take(&mut self.kept));
+        self.unpacking = Some(Unpacking { decoder, packed, came_to_end, original });
+        (self.kept_bytes, self.scanner) = (0, None);
+    }
+
+    /// The body is what it was before [`Upload::unpack_by`], with what has been received since.
+    pub fn pack_again(&mut self) {
+        let Some(Unpacking { came_to_end, original: Some(original), .. }) = self.unpacking.take()
+        else {
+            return;
+        };
+        (self.ended, self.scanner) = (came_to_end, None);
+        self.kept_bytes = original.iter().map(|piece| piece.len() as u64).sum();
+        self.kept = original;
+    }
+
+    /// Nobody will want the body as it came.
+    pub fn stay_unpacked(&mut self) {
+        if let Some(unpacking) = &mut self.unpacking {
+            unpacking.original = None;
+        }
     }
 
     /// Bytes received so far.
@@ -251,7 +273,12 @@ impl Upload {
                     return Poll::Ready(Err(UploadError::TooLong));
                 }
                 match &mut self.unpacking {
-                    Some(unpacking) => unpacking.packed = data,
+                    Some(unpacking) => {
+                        if let Some(original) = &mut unpacking.original {
+                            original.push(data.clone());
+                        }
+                        unpacking.packed = data;
+                    }
                     None => self.keep_piece(data)?,
                 }
             }

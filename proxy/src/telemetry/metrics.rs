@@ -343,6 +343,8 @@ label_values! {
         Alone "alone",
         /// By itself, after a batch that gave no answer for it.
         SentAgain "sent_again",
+        /// In a batch that was given up, since all of its clients had left.
+        GivenUp "given_up",
         /// By itself: it can not share a call.
         NotPossible "not_possible",
     }

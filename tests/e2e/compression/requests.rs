@@ -249,33 +249,122 @@ async fn a_rewritten_body_is_the_same_but_for_its_model() {
     }
 }
 
-/// The routes are asked in turn; the first one that unpacks does so for those that follow.
-#[tokio::test]
-async fn routes_that_read_the_body_before_or_after_do_not_disturb() {
-    let (a, b, c) = (sim("a"), sim("b"), sim("c"));
+/// Three routes, of which the second decompresses.
+async fn three_routes(first: &str, second: &str, third: &str) -> (Vec<Simulator>, Proxy) {
+    let fleet = vec![sim("a"), sim("b"), sim("c")];
+    let backends: Vec<_> = fleet
+        .iter()
+        .map(|s| format!("{}: {{ endpoints: {} }}", s.name(), endpoints(&[s])))
+        .collect();
     let proxy = Proxy::start(&format!(
-        "backends: {{ a: {{ endpoints: {} }}, b: {{ endpoints: {} }}, c: {{ endpoints: {} }} }}\n\
-         routes:\n  - {{ match: {{ model: alpha }}, backend: a }}\n\
-         \x20 - {{ match: {{ model: beta }}, backend: b, {UNPACK} }}\n\
-         \x20 - {{ backend: c }}\n",
-        endpoints(&[&a]),
-        endpoints(&[&b]),
-        endpoints(&[&c]),
+        "backends: {{ {} }}\nroutes:\n  - {{ backend: a, {first} }}\n  - {{ backend: b, {second} }}\n\
+         \x20 - {{ backend: c, {third} }}\n",
+        backends.join(", "),
     ))
     .await;
+    (fleet, proxy)
+}
+
+/// A compressed body arrived as it was sent.
+fn untouched(answer: &Answer, coding: &str, body: &[u8], told: &str) {
+    assert_eq!(answer.status, 200, "{told}: {}", answer.text());
+    let (echo, packed) = (answer.echo(), encode(coding, body));
+    assert_eq!((echo.bytes, &*echo.sha256), (packed.len() as u64, &*sha256(&packed)), "{told}");
+    assert_eq!(echo.header("content-encoding"), Some(name(coding)), "{told}");
+    assert_eq!(echo.header("content-digest"), Some("sha-256=:AAAA:"), "{told}");
+}
+
+#[tokio::test]
+async fn routes_that_read_the_body_before_or_after_do_not_disturb() {
+    let beta = format!("match: {{ model: beta }}, {UNPACK}");
+    let (_fleet, proxy) = three_routes("match: { model: alpha }", &beta, UNPACK).await;
     for coding in READ {
-        for (model, by) in [("beta", "b"), ("gamma", "c")] {
+        for (model, by) in [("alpha", "c"), ("beta", "b"), ("gamma", "c")] {
             let body = json!({"model": model, "prompt": words(100_000)}).to_string();
             let call = packed("/echo", coding, body.as_bytes());
             let call = call.header("content-type", "application/json");
             let answer = call.send(proxy.address()).await;
-            assert_eq!(answer.by(), by, "{coding} {model}");
+            assert_eq!(answer.by(), by, "{coding} {model}: the first does not decompress");
             arrived(&answer, body.as_bytes(), coding);
         }
         let body = json!({"model": "alpha"}).to_string();
         let plain =
             Call::post("/echo").body(body.clone()).header("content-type", "application/json");
         assert_eq!(plain.send(proxy.address()).await.by(), "a");
+    }
+}
+
+/// A route that looks inside and then does not take the request has changed nothing for the next one, which may pass
+/// requests on as they are, look for the model as well, or ask for the coding by its name.
+#[tokio::test]
+async fn what_one_route_unpacks_the_next_gets_as_it_came() {
+    let beta = format!("match: {{ model: beta }}, {UNPACK}");
+    for (third, by) in [
+        ("", "c"),
+        ("match: { headers: { content-encoding: '*' } }", "c"),
+        ("decompress: off, rewrite: { request_headers: { set: { x-seen: 'yes' } } }", "c"),
+    ] {
+        let (fleet, proxy) = three_routes("match: { path: /elsewhere }", &beta, third).await;
+        for client in CLIENTS {
+            for coding in READ {
+                for length in [10, 3_000, 300_000] {
+                    let told = format!("{coding} {length} {client:?} {third}");
+                    let body = json!({"model": "gamma", "prompt": words(length)}).to_string();
+                    let whole = |call: Call| {
+                        call.header("content-encoding", name(coding))
+                            .header("content-digest", "sha-256=:AAAA:")
+                            .header("content-type", "application/json")
+                            .over(client)
+                    };
+                    let call = whole(Call::post("/echo")).body(encode(coding, body.as_bytes()));
+                    let answer = call.send(proxy.address()).await;
+                    assert_eq!(answer.by(), by, "{told}");
+                    untouched(&answer, coding, body.as_bytes(), &told);
+                    let length = answer.echo().bytes.to_string();
+                    assert_eq!(answer.echo().header("content-length"), Some(&*length), "{told}");
+                    // The same without a length, in pieces of which the first ones do not tell the model.
+                    let (call, feed) = whole(Call::post("/echo")).fed();
+                    let sending = tokio::spawn(call.send(proxy.address()));
+                    let packed = encode(coding, body.as_bytes());
+                    for piece in packed.chunks(packed.len().div_ceil(9)) {
+                        assert!(feed.send(piece.to_vec()).await, "{told}");
+                    }
+                    drop(feed);
+                    let answer = sending.await.expect("an answer");
+                    untouched(&answer, coding, body.as_bytes(), &told);
+                }
+            }
+        }
+        assert_eq!(fleet[1].state().requests(), 0);
+    }
+}
+
+/// What the first may not unpack so far a later one may: each has its own bounds.
+#[tokio::test]
+async fn each_route_unpacks_within_its_own_bounds() {
+    let first = "match: { model: beta }, decompress: { max: 256KiB, ratio: 1000 }";
+    let second = "match: { model: [alpha, gamma] }, decompress: { max: 128KiB, ratio: 1000 }";
+    let third = "decompress: { max: 512KiB, ratio: 1000 }";
+    let (_fleet, proxy) = three_routes(first, second, third).await;
+    for coding in READ {
+        for (model, length, status, by) in [
+            ("beta", 200_000, 200, "a"),
+            ("beta", 400_000, 413, "-"),
+            ("gamma", 100_000, 200, "b"),
+            ("gamma", 200_000, 413, "-"),
+            ("delta", 400_000, 200, "c"),
+            ("delta", 600_000, 413, "-"),
+        ] {
+            let body = json!({"model": model, "prompt": words(length)}).to_string();
+            let call = packed("/echo", coding, body.as_bytes());
+            let call = call.header("content-type", "application/json");
+            let answer = call.send(proxy.address()).await;
+            let told = format!("{coding} {model} {length}");
+            assert_eq!((answer.status, answer.by()), (status, by), "{told}: {}", answer.text());
+            if status == 200 {
+                arrived(&answer, body.as_bytes(), &told);
+            }
+        }
     }
 }
 
@@ -319,7 +408,7 @@ async fn refused(proxy: &Proxy, call: Call, status: u16, outcome: &str, told: &s
     let took = began.elapsed();
     assert_eq!(answer.status, status, "{told}: {}", answer.text());
     assert_eq!(answer.json()["outcome"], outcome, "{told}");
-    assert!(took < Duration::from_secs(3), "{told}: {took:?}");
+    assert!(took < Duration::from_secs(12), "{told}: {took:?}");
 }
 
 #[tokio::test]
@@ -641,5 +730,5 @@ async fn a_compressed_prompt_that_asks_for_a_stream_is_known_as_one() {
     for answer in calls.join_all().await {
         assert_eq!((answer.status, answer.by()), (200, "b"), "{}", answer.text());
     }
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
 }

@@ -119,19 +119,18 @@ async fn after_its_time_one_request_alone_tries_an_ejected_endpoint() {
 
 #[tokio::test]
 async fn a_failed_probe_ejects_for_longer() {
-    let backend =
-        "balance: round_robin, ejection: { failures: 1, base: 250ms, max: 60s, jitter: 0 }";
+    let backend = "balance: round_robin, ejection: { failures: 1, base: 1s, max: 60s, jitter: 0 }";
     let (a, _b, proxy) = two(backend).await;
     a.fault(Fault::Status(500, None));
     send(&proxy, 2).await;
-    tokio::time::sleep(Duration::from_millis(270)).await;
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
     send(&proxy, 2).await;
     assert_eq!(a.state().requests(), 2, "the probe");
     // Twice as long from here: half of it says nothing yet.
-    tokio::time::sleep(Duration::from_millis(270)).await;
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
     send(&proxy, 2).await;
     assert_eq!(a.state().requests(), 2);
-    tokio::time::sleep(Duration::from_millis(270)).await;
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
     send(&proxy, 2).await;
     assert_eq!(a.state().requests(), 3);
 }

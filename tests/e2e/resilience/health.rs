@@ -79,7 +79,7 @@ async fn fewer_failures_than_the_threshold_change_nothing() {
 #[tokio::test]
 async fn three_failures_in_a_row_make_unready_and_as_many_successes_as_configured_ready_again() {
     let one = sim("one");
-    let health = "health: { http: /health, interval: 100ms, healthy: 3 }";
+    let health = "health: { http: /health, interval: 400ms, healthy: 3 }";
     let proxy = with(&[&one], health).await;
     await_ready(&proxy).await;
     one.inflict(Rule::always(Fault::NoHealth).times(3));

@@ -1,7 +1,5 @@
 //! The end of an HTTP/2 connection, looked at frame by frame: a client library hides GOAWAY.
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use outrigger_tests::harness::{Broken, Call, Client, Protocol, Proxy, Raw};
 
@@ -97,7 +95,7 @@ async fn an_h2_stream_ends_well_after_goaway() {
     let body: Vec<u8> =
         frames.into_iter().filter(|f| f.kind == DATA).flat_map(|f| f.payload).collect();
     assert!(String::from_utf8_lossy(&body).contains("[DONE]"));
-    proxy.wait_exit(Duration::from_secs(1)).await;
+    proxy.wait_exit(super::AT_ONCE).await;
 }
 
 #[tokio::test]
@@ -116,6 +114,6 @@ async fn streams_of_one_h2_connection_all_end_well() {
     for stream in streams {
         assert!(stream.await.expect("it was read").is_complete());
     }
-    proxy.wait_exit(Duration::from_secs(1)).await;
+    proxy.wait_exit(super::AT_ONCE).await;
     assert!(client.share().send(Call::get("/echo")).await.is_err());
 }

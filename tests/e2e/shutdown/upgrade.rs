@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use outrigger_tests::harness::{Call, Launch, Proxy};
@@ -55,7 +54,7 @@ async fn hand_over_under_load(drain: &str) {
         (0..4).map(|_| tokio::spawn(keep_connecting(old.address(), Arc::clone(&over)))).collect();
     simulator.reached(|state| state.requests() > 50).await;
     let new = succeed(&old).await;
-    let status = old.wait_exit(Duration::from_secs(3)).await;
+    let status = old.wait_exit(AT_ONCE).await;
     assert_eq!(status.code(), Some(0), "{status}");
     let count = simulator.state().requests();
     simulator.reached(|state| state.requests() > count + 50).await;
@@ -83,11 +82,11 @@ async fn keep_connecting(to: SocketAddr, over: Arc<AtomicBool>) -> Result<(), St
 async fn a_stream_of_the_old_process_ends_well() {
     let simulator = steady();
     let old = Proxy::start(&fixed(&simulator, "delay: 50ms, timeout: 20s")).await;
-    let open = stream(old.address(), 150).await;
+    let open = stream(old.address(), 400).await;
     let new = succeed(&old).await;
     assert_eq!(Call::get("/echo").send(new.address()).await.status, 200);
     assert!(open.events().await.is_complete());
-    assert_eq!(old.wait_exit(Duration::from_secs(1)).await.code(), Some(0));
+    assert_eq!(old.wait_exit(AT_ONCE).await.code(), Some(0));
     assert!(new.is_running());
 }
 
@@ -95,25 +94,25 @@ async fn a_stream_of_the_old_process_ends_well() {
 async fn after_the_handover_the_admin_pages_are_the_successors() {
     let simulator = steady();
     let old = Proxy::start(&fixed(&simulator, "delay: 50ms, timeout: 20s")).await;
-    let open = stream(old.address(), 250).await;
+    let open = stream(old.address(), 600).await;
     let new = succeed(&old).await;
     for _ in 0..50 {
         let ready = new.admin_get("/ready").await;
         assert_eq!(ready.status, 200, "readiness of the old process: {}", ready.text());
     }
     drop(open);
-    old.wait_exit(Duration::from_secs(2)).await;
+    old.wait_exit(AT_ONCE).await;
 }
 
 #[tokio::test]
 async fn a_successor_can_hand_over_again() {
     let simulator = Simulator::start(Options::named("only").fast());
-    let first = Proxy::start(&fixed(&simulator, "delay: 0s, timeout: 5s")).await;
+    let first = Proxy::start(&fixed(&simulator, "delay: 0s, timeout: 60s")).await;
     let second = succeed(&first).await;
-    first.wait_exit(Duration::from_secs(1)).await;
+    first.wait_exit(AT_ONCE).await;
     std::fs::remove_file(second.directory().join("successor-ports.json")).expect("it was written");
     let third = succeed(&second).await;
-    second.wait_exit(Duration::from_secs(1)).await;
+    second.wait_exit(AT_ONCE).await;
     assert_eq!(Call::get("/echo").send(third.address()).await.status, 200);
     third.signal(Signal::SIGTERM);
     assert_eq!(third.wait_exit(AT_ONCE).await.code(), Some(0));
@@ -122,7 +121,7 @@ async fn a_successor_can_hand_over_again() {
 #[tokio::test]
 async fn sigquit_without_a_successor_changes_nothing() {
     let simulator = steady();
-    let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 5s")).await;
+    let proxy = Proxy::start(&draining(&simulator, "delay: 0s, timeout: 60s")).await;
     proxy.signal(Signal::SIGQUIT);
     proxy.await_log("nobody took the listeners over").await;
     assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);

@@ -303,5 +303,5 @@ async fn a_slow_agent_delays_no_other() {
     assert!(agents.checks("failure").await >= 1.0);
     // Nor does it hold up the end of the proxy.
     agents.proxy.signal(nix::sys::signal::Signal::SIGINT);
-    agents.proxy.wait_exit(Duration::from_secs(5)).await;
+    agents.proxy.wait_exit(Duration::from_secs(10)).await;
 }

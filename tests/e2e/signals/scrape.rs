@@ -143,7 +143,7 @@ async fn what_is_known_is_on_the_admin_pages() {
     for (signal, value) in [("running", 7.0), ("waiting", 2.0), ("kv_usage", 0.25)] {
         let said = known[0].said(signal).expect("the page says it");
         assert_eq!((said.value, &*said.source), (value, "scrape"));
-        assert!(said.age < Duration::from_secs(2), "{said:?}");
+        assert!(said.age < Duration::from_secs(10), "{said:?}");
     }
     let metrics = paged.proxy.metrics().await;
     let address = paged.a.endpoint();
@@ -169,7 +169,7 @@ async fn an_old_value_fades_and_with_it_what_it_did() {
     let old = paged.known("the value to grow old", aged).await;
     let said = old[0].said("running").expect("it is old, not forgotten");
     assert_eq!((said.value, &*said.source), (40.0, "scrape"));
-    assert!(old[1].said("running").expect("the other is read").age < Duration::from_secs(1));
+    assert!(old[1].said("running").expect("the other is read").age < said.age);
     // From two seconds to ten it fades, towards what the peers say.
     paged
         .known("the value to be nearly faded", |all| {

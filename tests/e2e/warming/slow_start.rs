@@ -96,7 +96,7 @@ async fn one_that_was_unready_or_ejected_or_away_is_new_again() {
     let backend = "balance: round_robin, slow_start: 1h, ejection: { failures: 1, base: 10ms }, \
         health: { http: /health, interval: 30ms, unhealthy: 1, healthy: 1 }";
     let proxy = Proxy::start(&one_backend(&[&a, &b], backend, "")).await;
-    let old = Duration::from_millis(600);
+    let old = Duration::from_secs(3);
     let grow = || {
         await_endpoints(&proxy, "both to be older", |all| {
             all.iter().all(|e| e.ready && e.age > old)

@@ -150,7 +150,7 @@ async fn an_answer_that_is_no_success_or_breaks_off_or_comes_too_late_is_a_failu
     for fault in &faults {
         one.inflict(Rule::always(fault.clone()).path(FIRST).times(1));
     }
-    let backend = warm_up("retry: 10ms, timeout: 300ms");
+    let backend = warm_up("retry: 10ms, timeout: 1s");
     let proxy = Proxy::start(&one_backend(&[&one], &backend, "")).await;
     await_ready(&proxy).await;
     assert_eq!(story(&one), "w".repeat(faults.len() + 3), "{}", proxy.log().join("\n"));
@@ -192,7 +192,7 @@ async fn an_endpoint_that_was_unready_is_warmed_up_again() {
 async fn a_warm_up_from_before_the_endpoint_became_unready_does_not_count() {
     let one = sim("one");
     one.inflict(
-        Rule::always(Fault::StallMid(1, Some(Duration::from_secs(1)))).path(FIRST).times(1),
+        Rule::always(Fault::StallMid(1, Some(Duration::from_secs(4)))).path(FIRST).times(1),
     );
     let backend = format!("{HEALTH}, {}", warm_up("retry: 20ms"));
     let proxy = Proxy::start(&one_backend(&[&one], &backend, "")).await;
@@ -313,6 +313,6 @@ async fn warming_up_does_not_hold_up_the_start_or_the_end_of_the_proxy() {
     let page = Call::get("/live").send(proxy.admin()).await;
     assert_eq!(page.status, 200);
     proxy.signal(nix::sys::signal::Signal::SIGTERM);
-    let status = proxy.wait_exit(Duration::from_secs(5)).await;
+    let status = proxy.wait_exit(Duration::from_secs(10)).await;
     assert!(status.success(), "{status}");
 }

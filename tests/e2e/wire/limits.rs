@@ -222,10 +222,10 @@ async fn an_h2_body_that_does_not_go_on_is_answered_with_408() {
 
 #[tokio::test]
 async fn a_slow_body_that_keeps_coming_is_not_cut() {
-    let (_simulator, proxy) = pair_with("limits: { body_timeout: 400ms }").await;
+    let (_simulator, proxy) = pair_with("limits: { body_timeout: 1500ms }").await;
     let (call, feed) = Call::post("/echo").fed();
     let answer = tokio::spawn(call.send(proxy.address()));
-    let mut pace = interval(Duration::from_millis(60));
+    let mut pace = interval(Duration::from_millis(220));
     // Twice as long as a pause may be.
     for _ in 0..14 {
         pace.tick().await;
@@ -257,13 +257,13 @@ async fn an_h2_client_that_does_not_read_is_cut() {
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_is_not_cut() {
-    let (simulator, proxy) = pair_with("limits: { write_timeout: 300ms }").await;
+    let (simulator, proxy) = pair_with("limits: { write_timeout: 1500ms }").await;
     let socket = TcpSocket::new_v4().unwrap();
     // Small, so that what the client reads is soon what the proxy can write.
     socket.set_recv_buffer_size(64 * 1024).unwrap();
     let mut stream = socket.connect(proxy.address()).await.unwrap();
     stream.write_all(format!("GET {HUGE} HTTP/1.1\r\nhost: h\r\n\r\n").as_bytes()).await.unwrap();
-    let (mut pace, mut buffer) = (interval(Duration::from_millis(10)), vec![0; 256 * 1024]);
+    let (mut pace, mut buffer) = (interval(Duration::from_millis(50)), vec![0; 256 * 1024]);
     // Three times as long as it may read nothing.
     for _ in 0..90 {
         pace.tick().await;
@@ -275,10 +275,10 @@ async fn a_client_that_reads_slowly_is_not_cut() {
 
 #[tokio::test]
 async fn an_h2_client_that_reads_slowly_is_not_cut() {
-    let (simulator, proxy) = pair_with("limits: { write_timeout: 500ms }").await;
+    let (simulator, proxy) = pair_with("limits: { write_timeout: 1500ms }").await;
     let mut streaming = Call::get(HUGE).h2().open(proxy.address()).await;
-    let mut pace = interval(Duration::from_millis(8));
-    // It gives credit back about every 130 ms, and goes on for twice as long as it may read nothing.
+    let mut pace = interval(Duration::from_millis(24));
+    // It gives credit back about every 400 ms, and goes on for twice as long as it may read nothing.
     for _ in 0..150 {
         pace.tick().await;
         for _ in 0..4 {
@@ -311,9 +311,9 @@ async fn a_kept_connection_is_closed_after_idle_timeout() {
 #[tokio::test]
 async fn a_waiting_request_is_not_idle() {
     let (_simulator, proxy) =
-        pair_with("limits: { idle_timeout: 100ms, header_timeout: 100ms }").await;
+        pair_with("limits: { idle_timeout: 600ms, header_timeout: 600ms }").await;
     for protocol in [Protocol::Http1, Protocol::H2] {
-        let call = Call::get("/echo").fault("stall_first_byte=400ms").over(protocol);
+        let call = Call::get("/echo").fault("stall_first_byte=1500ms").over(protocol);
         assert_eq!(call.send(proxy.address()).await.status, 200, "{protocol:?}");
     }
 }

@@ -96,6 +96,7 @@ pub(crate) struct Context {
     listening: watch::Sender<bool>,
     listens: watch::Sender<bool>,
     hang_up: watch::Sender<u64>,
+    release: watch::Sender<u64>,
     sequence: AtomicU64,
     runtime: Handle,
 }
@@ -124,6 +125,7 @@ impl Context {
             listening: watch::Sender::new(true),
             listens: watch::Sender::new(true),
             hang_up: watch::Sender::new(0),
+            release: watch::Sender::new(0),
             sequence: AtomicU64::new(0),
             runtime: Handle::current(),
             options,
@@ -198,6 +200,11 @@ impl Context {
         self.hang_up.send_modify(|count| *count += 1);
     }
 
+    /// Lets every request go on that stalls before its first byte.
+    pub(crate) fn release(&self) {
+        self.release.send_modify(|count| *count += 1);
+    }
+
     pub(crate) fn next_number(&self) -> u64 {
         self.sequence.fetch_add(1, Relaxed)
     }
@@ -224,6 +231,8 @@ impl Context {
             version: format!("{:?}", request.version),
             headers: headers.collect(),
         };
+        // Before it is counted: who has seen it there can let it go on.
+        let released = self.release.subscribe();
         self.count(|tally| {
             *tally.paths.entry(request.uri.path().to_owned()).or_default() += 1;
             tally.in_flight += 1;
@@ -232,7 +241,7 @@ impl Context {
             }
             tally.seen.push_back(seen);
         });
-        Guard { context: Arc::clone(self), ticket: None, ending: Ending::Aborted }
+        Guard { context: Arc::clone(self), ticket: None, ending: Ending::Aborted, released }
     }
 
     /// The fault that this request meets: what its header asks for, else what the book says.
@@ -291,6 +300,7 @@ pub(crate) struct Guard {
     context: Arc<Context>,
     ticket: Option<Ticket>,
     ending: Ending,
+    released: watch::Receiver<u64>,
 }
 
 impl Guard {
@@ -304,6 +314,12 @@ impl Guard {
 
     pub(crate) fn faulted(&mut self) {
         self.ending = Ending::Faulted;
+    }
+
+    /// Ready when requests that stall have been let go on since this one came.
+    pub(crate) async fn released(&mut self) {
+        // The sender lives in the context that `self` holds.
+        let _ = self.released.changed().await;
     }
 
     pub(crate) fn body_received(&self) {

@@ -33,7 +33,12 @@ pub(crate) async fn before(
         Fault::WrongLength(length) => {
             end(line, guard, Order::Finish(wrong_length(*length).into())).await;
         }
-        Fault::StallFirstByte(time) => stall(*time).await,
+        Fault::StallFirstByte(time) => {
+            tokio::select! {
+                () = stall(*time) => {}
+                () = guard.released() => {}
+            }
+        }
         Fault::HealthStall => stall(None).await,
         Fault::SlowHealth(time) => stall(Some(*time)).await,
         Fault::Trickle(gap) => line.trickle(*gap),

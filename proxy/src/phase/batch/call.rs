@@ -1,7 +1,8 @@
 //! The one call that a batch makes, on behalf of all its requests and none in particular.
 //!
 //! It goes where any of them would have gone alone: they have the same headers, and what the headers say of the way
-//! holds for the batch. Nothing is tried again, since every request has attempts of its own.
+//! holds for the batch. Nothing is tried again, since every request has attempts of its own. It goes on for as long as
+//! one of them waits; when the last has left it is given up at once, so that the engine does not work for nobody.
 
 use std::{
     future::Future,
@@ -75,23 +76,33 @@ pub(super) fn send(
     };
     tokio::spawn(async move {
         let start = Instant::now();
-        let (seats, call) = (batch.items, batch.call);
+        let (mut seats, call) = (batch.items, batch.call);
         let Some(merged) = merge(seats.iter().map(|seat| &seat.ask)) else { return };
-        let answer = errand.run(merged.body).await;
+        let answer = errand.run(merged.body, all_left(&mut seats)).await;
         let verdict = answer.as_ref().ok().map(|(answer, _)| {
             let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
             split(&merged.plan, status, &answer.body)
         });
         let ended = ended(verdict.as_ref(), start);
         batcher.lobby.lock().finished(call, ended, Instant::now());
-        let together = matches!(ended, Ended::Answered(_));
-        let how = if together { Batched::Together } else { Batched::SentAgain };
+        let how = match (&answer, ended) {
+            (_, Ended::Answered(_)) => Batched::Together,
+            (Err(Outcome::ClientGone), _) => Batched::GivenUp,
+            _ => Batched::SentAgain,
+        };
         batcher.metrics.counted(how, seats.len() as u64);
         batcher.metrics.batches.inc();
         if let (Ok((answer, endpoint)), Some(verdict)) = (answer, verdict) {
             deal_out(seats, &answer, &endpoint, verdict);
         }
     });
+}
+
+/// Ready when nobody waits for an answer any more: who leaves does not come back, so they may be asked one after the other.
+async fn all_left(seats: &mut [Seat]) {
+    for seat in seats {
+        seat.answer.closed().await;
+    }
 }
 
 fn ended(verdict: Option<&Verdict>, start: Instant) -> Ended {
@@ -134,7 +145,12 @@ fn deal_out(seats: Vec<Seat>, answer: &Fetched, endpoint: &Arc<Endpoint>, verdic
 }
 
 impl Errand {
-    async fn run(&self, body: Bytes) -> Result<(Fetched, Arc<Endpoint>), Outcome> {
+    /// Makes the call, unless `all_left` is ready before.
+    async fn run(
+        &self,
+        body: Bytes,
+        all_left: impl Future<Output = ()>,
+    ) -> Result<(Fetched, Arc<Endpoint>), Outcome> {
         let start = Instant::now();
         let cost = Cost::of_prompt(body.len() as u64);
         let ask = balance::Ask { cost, key: self.key, ..Default::default() };
@@ -149,8 +165,13 @@ impl Errand {
             self.learning.as_ref().map(|learning| learning.foresee(&place, whole, start));
         let learned = foresight.as_ref().and_then(Foresight::first_byte);
         let limit = learned.or(self.route.settings.deadline.first_byte.longest());
-        match bounded(limit, self.exchange(&endpoint, &head, body)).await {
-            Ok(answer) => {
+        let answer = tokio::select! {
+            biased;
+            () = all_left => None,
+            answer = bounded(limit, self.exchange(&endpoint, &head, body)) => Some(answer),
+        };
+        match answer {
+            Some(Ok(answer)) => {
                 let good = (200..300).contains(&answer.status);
                 let after = good.then(|| answer.first_byte.saturating_duration_since(start));
                 if let (Some(after), Some(foresight)) = (after, &foresight) {
@@ -161,7 +182,7 @@ impl Errand {
                 judge(&mut place, &self.backend, answer.status);
                 Ok((answer, endpoint))
             }
-            Err((outcome, failure)) => {
+            Some(Err((outcome, failure))) => {
                 let now = Instant::now();
                 if let (Outcome::FirstByteTimeout, Some(foresight)) = (outcome, &foresight) {
                     foresight.cut_off(&place, now - start, now);
@@ -169,6 +190,11 @@ impl Errand {
                 endpoint.metrics.ended(outcome);
                 endpoint.announce(place.failed(failure, &self.backend, Instant::now()));
                 Err(outcome)
+            }
+            // The connection, or the stream on it, was dropped with the exchange, which tells the endpoint to stop.
+            None => {
+                endpoint.metrics.ended(Outcome::ClientGone);
+                Err(Outcome::ClientGone)
             }
         }
     }
