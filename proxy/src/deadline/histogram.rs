@@ -100,12 +100,12 @@ impl Histogram {
         match &self.cut {
             _ if self.sum_ended + self.sum_cut <= 0.0 => None,
             Some(cut) if self.cut_share() > 1e-6 => Some(self.kaplan_meier(cut, q)),
-            _ => self.from_above(q),
+            _ => self.counted_down(q),
         }
     }
 
     /// Nothing was cut off: the share above is counted from the largest down.
-    fn from_above(&self, q: f64) -> Option<Quantile> {
+    fn counted_down(&self, q: f64) -> Option<Quantile> {
         let above = self.sum_ended * (1.0 - q);
         let mut seen = 0.0;
         let mut highest = None;

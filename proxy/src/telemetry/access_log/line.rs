@@ -584,8 +584,8 @@ pub(super) mod tests {
     fn a_text_line_with_everything() {
         let expected = "2026-11-20T19:00:57.045Z 200 ok                  35.0ms   1.23s   1.2kB \
             → 45.7kB  12→340      POST api.example.com/v1/chat/completions chat→stable \
-            127.0.0.1:8000 model=\"llama-3-8b\" chunks=340 attempts=1 upstream_connect_ms=0.090 \
-            protocol=\"HTTP/1.1\" client=\"10.0.0.9\" \
+            127.0.0.1:8000 model=\"llama-3-8b\" chunks=340 attempts=1 deadline_ms=1250.000 \
+            upstream_connect_ms=0.090 protocol=\"HTTP/1.1\" client=\"10.0.0.9\" \
             request_id=\"0a1b2c3d4e5f60718293a4b5c6d7e8f9\" \
             trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" user_agent=\"OpenAI/Python 1.0\"\n";
         assert_eq!(render(&Layout::text(LogField::ALL, false), &sample()), expected);
