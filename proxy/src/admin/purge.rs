@@ -25,7 +25,9 @@ pub(super) fn parse(query: &str, own: Tenant) -> Result<Purge, String> {
             }
             "all" if value == "true" => {}
             _ => {
-                return Err(format!("{name} is none of route, model, tenant=own, key and all=true"));
+                return Err(format!(
+                    "{name} is none of route, model, tenant=own, key and all=true"
+                ));
             }
         }
         given = true;
