@@ -5,7 +5,10 @@ use std::fmt::Write;
 
 use outrigger_config::{
     Config,
-    validated::{Action, Adaptive, Arm, Bound, Deadline, Levels, Retry, Route, Sticky},
+    validated::{
+        Action, Adaptive, Answers, Arm, Bound, Deadline, FallbackReason, Levels, Retry, Route,
+        Sticky,
+    },
 };
 
 use serde_json::Value;
@@ -170,7 +173,21 @@ fn write_beside(out: &mut String, route: &Route) -> std::fmt::Result {
     if let Some(batch) = &route.batch {
         writeln!(out, "  batch    up to {} within {:?}", batch.requests, batch.window)?;
     }
-    Ok(())
+    route.answers.as_ref().map_or(Ok(()), |answers| write_answers(out, answers))
+}
+
+fn write_answers(out: &mut String, answers: &Answers) -> std::fmt::Result {
+    let first = if answers.prefer { ", served first" } else { "" };
+    let which = if answers.deterministic_only { "deterministic ones" } else { "all" };
+    writeln!(out, "  answers  {which} stored, fresh for {:?}{first}", answers.ttl)?;
+    let Some(fallback) = &answers.fallback else { return Ok(()) };
+    let reasons: Vec<&str> = FallbackReason::ALL
+        .into_iter()
+        .filter(|reason| fallback.when.contains(*reason))
+        .map(FallbackReason::name)
+        .collect();
+    let (stale, reasons) = (fallback.stale_for, reasons.join(", "));
+    writeln!(out, "  fallback on answers up to {stale:?} stale, after {reasons}")
 }
 
 fn write_deadline(out: &mut String, deadline: &Deadline) -> std::fmt::Result {

@@ -9,7 +9,7 @@ use outrigger_tests::harness::{Answer, Call, Metrics, Protocol, Proxy};
 use outrigger_tests::sim::{Fault, Simulator};
 
 use super::clients::script;
-use super::fleet::{await_endpoints, chat, endpoints, error_code, one_backend, sim};
+use super::fleet::{await_endpoints, await_ready, endpoints, error_code, one_backend, sim};
 
 const FALLBACK: &str = "fallback: { answers: { stale_for: 24h } }";
 const PREFER: &str = "answers: { prefer: true }";
@@ -57,6 +57,7 @@ async fn kill(simulator: &Simulator, proxy: &Proxy) {
 async fn with_every_endpoint_dead_a_repeated_chat_is_answered_and_a_new_one_told_to_come_back() {
     let simulator = sim("stable");
     let proxy = Proxy::start(&watched(&simulator)).await;
+    await_ready(&proxy).await;
     let asked = |streaming: bool, protocol| {
         let call = greedy("how deep is the lagoon?").over(protocol);
         if streaming { call.streaming() } else { call }
@@ -96,6 +97,7 @@ async fn with_every_endpoint_dead_a_repeated_chat_is_answered_and_a_new_one_told
 async fn openai_python_gets_its_answer_from_store_and_a_clear_error_for_a_new_question() {
     let simulator = sim("stable");
     let proxy = Proxy::start(&watched(&simulator)).await;
+    await_ready(&proxy).await;
     let url = format!("http://{}/v1", proxy.address());
     if !script("openai_answers.py", &["live", &url]).await {
         return;

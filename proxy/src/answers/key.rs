@@ -304,28 +304,53 @@ pub(super) mod tests {
                 assert_eq!(other, document, "seed {seed}");
             }
         }
-        assert!(known.len() > 1_000, "only {} documents differ", known.len());
+        assert!(known.len() > 500, "only {} documents differ", known.len());
+    }
+
+    /// Random fields, of which some tell who asks and some do not.
+    fn head(rng: &mut SmallRng) -> Fields {
+        const NAMES: [&str; 7] = [
+            "authorization",
+            "X-Api-Key",
+            "api-key",
+            "cookie",
+            "user-agent",
+            "x-request-id",
+            "x-forwarded-for",
+        ];
+        let mut fields = Fields::new();
+        for _ in 0..rng.random_range(0..4) {
+            let value = ["a", "b", "ab", "Bearer a"][rng.random_range(0..4)];
+            fields.append(NAMES[rng.random_range(0..NAMES.len())], value);
+        }
+        fields
     }
 
     #[test]
-    fn two_tenants_never_share_a_key() {
-        let mut known: HashMap<Key, String> = HashMap::new();
-        for seed in 0..4_000 {
+    fn whoever_asks_with_other_credentials_has_another_key_and_nothing_else_matters() {
+        const CREDENTIALS: [&str; 4] = ["authorization", "x-api-key", "api-key", "cookie"];
+        type Asker = (Vec<Vec<Vec<u8>>>, Value);
+        let (mut askers, mut keys) = (HashMap::<Key, Asker>::new(), HashMap::new());
+        for seed in 0..8_000 {
             let mut rng = SmallRng::seed_from_u64(seed);
-            let letters = 0..rng.random_range(0..4);
-            let name: String = letters.map(|_| ["a", "b", "c"][rng.random_range(0..3)]).collect();
-            let body = document(&mut rng, 1).to_string();
-            let targets = ["/v1/chat/completions", "/v1/completions?a", "/"];
+            let (head, document) = (head(&mut rng), document(&mut rng, 1));
+            let body = rewritten(&document, &mut rng);
+            let values = |name| head.get_all(name).map(<[u8]>::to_vec).collect::<Vec<_>>();
+            let asker: Asker = (CREDENTIALS.map(values).into(), document);
+            let names = CREDENTIALS[..3].iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
             let asked = Identity {
-                tenant: tenant(&name),
-                target: targets[rng.random_range(0..3)],
+                tenant: Tenant::of(&head, &names),
+                fields: vec![("cookie", head.get_all("cookie").collect())],
                 ..asked(Body::Json(body.as_bytes()))
             };
             let (key, _) = asked.digest().unwrap();
-            if let Some(other) = known.insert(key, name.clone()) {
-                assert_eq!(other, name, "seed {seed}");
+            let known = keys.entry(format!("{asker:?}")).or_insert(key);
+            assert_eq!(*known, key, "seed {seed}: {head:?} {body}");
+            if let Some(other) = askers.insert(key, asker.clone()) {
+                assert_eq!(other, asker, "seed {seed}");
             }
         }
+        assert!((500..7_500).contains(&keys.len()), "{} askers of 8000 differ", keys.len());
     }
 
     #[test]
@@ -334,5 +359,20 @@ pub(super) mod tests {
         assert_eq!(Key::parse(&key.to_string()), Some(key));
         assert_eq!(Key::parse("12"), None);
         assert_ne!(key.bytes(), proof.bytes());
+    }
+
+    /// Prints what a key costs; run with `--nocapture` in a build with optimisation.
+    #[test]
+    fn time_of_a_key() {
+        for bytes in [300, 10_000, 200_000] {
+            let text = "word ".repeat(bytes / 5);
+            let body = json!({"model": "m", "messages": [{"role": "user", "content": text}]});
+            let (body, rounds) = (body.to_string(), 2_000_000 / bytes as u32);
+            let start = std::time::Instant::now();
+            for _ in 0..rounds {
+                assert!(std::hint::black_box(of(&body)).is_some());
+            }
+            println!("key of a body of {bytes} bytes: {:?}", start.elapsed() / rounds);
+        }
     }
 }

@@ -138,16 +138,6 @@ pub fn terms(status: u16, fields: &Fields, settings: &Answers) -> Result<Terms, 
     if status != 200 {
         return Err(Unfit::Status);
     }
-    let coded = fields
-        .get("content-encoding")
-        .is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity"));
-    let grpc = fields.get("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"));
-    if coded || grpc || fields.contains("content-range") || fields.contains("trailer") {
-        return Err(Unfit::Kind);
-    }
-    if !fields.get_all("vary").flat_map(tokens).all(|name| covers(settings, name)) {
-        return Err(Unfit::Varies);
-    }
     let mut terms =
         Terms { ttl: settings.ttl, if_error: None, while_revalidate: None, never_stale: false };
     let (mut max_age, mut shared) = (None, None);
@@ -164,6 +154,16 @@ pub fn terms(status: u16, fields: &Fields, settings: &Answers) -> Result<Terms, 
             }
             _ => {}
         }
+    }
+    if !fields.get_all("vary").flat_map(tokens).all(|name| covers(settings, name)) {
+        return Err(Unfit::Varies);
+    }
+    let coded = fields
+        .get("content-encoding")
+        .is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity"));
+    let grpc = fields.get("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"));
+    if coded || grpc || fields.contains("content-range") || fields.contains("trailer") {
+        return Err(Unfit::Kind);
     }
     // A shared lifetime forbids stale answers as well (RFC 9111, 5.2.2.10).
     terms.never_stale |= shared.is_some();
@@ -211,7 +211,8 @@ pub fn use_of(terms: &Terms, age: Duration, wish: &Wish, settings: &Answers) -> 
     if wish.stale_if_error.is_none() && (wish.max_stale.is_some() || wish.max_age.is_some()) {
         return Use::Nothing;
     }
-    if stale <= grace(terms, settings) && wish.stale_if_error.is_none() {
+    let graced = grace(terms, settings).is_some_and(|grace| stale <= grace);
+    if graced && wish.stale_if_error.is_none() {
         return Use::Stale { revalidate: true };
     }
     match may_replace_error(terms, wish, settings).is_some_and(|most| stale <= most) {
@@ -221,9 +222,9 @@ pub fn use_of(terms: &Terms, age: Duration, wish: &Wish, settings: &Answers) -> 
 }
 
 /// For so long a stale answer is given while a new one is fetched; the endpoint may shorten it.
-fn grace(terms: &Terms, settings: &Answers) -> Duration {
+fn grace(terms: &Terms, settings: &Answers) -> Option<Duration> {
     let ours = settings.stale_while_revalidate;
-    ours.and(shorter(ours, terms.while_revalidate)).unwrap_or_default()
+    ours.and(shorter(ours, terms.while_revalidate))
 }
 
 /// So stale an answer may be that stands in for an error: by the route, and no more than endpoint and client allow.
@@ -466,6 +467,8 @@ mod tests {
         assert_eq!(unfit(200, &[("vary", "*")]), Some(Unfit::Varies));
         assert_eq!(unfit(200, &[("vary", "accept"), ("vary", "origin")]), Some(Unfit::Varies));
         assert_eq!(unfit(200, &[("content-encoding", "gzip")]), Some(Unfit::Kind));
+        let private = [("content-encoding", "gzip"), ("cache-control", "private")];
+        assert_eq!(unfit(200, &private), Some(Unfit::Forbidden), "which says more");
         assert_eq!(unfit(200, &[("content-encoding", "identity")]), None);
         assert_eq!(unfit(200, &[("content-type", "application/grpc+proto")]), Some(Unfit::Kind));
     }

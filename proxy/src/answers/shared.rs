@@ -5,8 +5,9 @@
 //! leaves, leaves alone, and the call ends when the last one has left.
 //!
 //! What it decides: who joins late gets the beginning first, as long as all of it is here. A response that grows beyond
-//! the bound takes no more listeners, and keeps its last part only; a listener that is so far behind is cut, so that it
-//! holds up nobody and no memory.
+//! the bound takes no more listeners, and keeps its last part only. The call goes on as fast as the fastest listener takes
+//! it, as it would for a client; one that is further behind than the bound is cut, so that it holds up nobody and no
+//! memory.
 //!
 //! What it leaves out: HTTP. What is told of a head, and what a client is sent, is [`crate::phase::answer`]'s.
 
@@ -40,9 +41,19 @@ struct State {
     end: Option<End>,
     /// Nobody joins any more.
     closed: bool,
-    listeners: HashMap<usize, Option<Waker>>,
+    listeners: HashMap<usize, Ear>,
+    /// Bytes that have come in all.
+    came: u64,
     joined: usize,
     caller: Option<Waker>,
+}
+
+/// How far a listener is.
+#[derive(Default)]
+struct Ear {
+    waker: Option<Waker>,
+    /// Bytes that it has heard.
+    taken: u64,
 }
 
 /// The head of a shared response.
@@ -93,7 +104,7 @@ impl Shared {
         }
         let id = state.joined;
         state.joined += 1;
-        state.listeners.insert(id, None);
+        state.listeners.insert(id, Ear::default());
         Some(Listener { shared: Arc::clone(self), id, next: 0 })
     }
 
@@ -109,8 +120,10 @@ impl Shared {
     pub fn push(&self, data: Bytes) {
         let mut state = self.state.lock();
         state.bytes += data.len();
+        state.came += data.len() as u64;
         state.pieces.push_back(data);
         while state.bytes > self.limit
+            && state.pieces.len() > 1
             && let Some(first) = state.pieces.pop_front()
         {
             state.closed = true;
@@ -128,6 +141,21 @@ impl Shared {
         state.wake_listeners();
     }
 
+    /// Bytes that no listener has heard yet.
+    pub fn unheard(&self) -> usize {
+        self.state.lock().unheard()
+    }
+
+    /// Ready when those are no more than `most`.
+    pub fn poll_heard(&self, most: usize, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.unheard() <= most {
+            return Poll::Ready(());
+        }
+        state.caller = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Ready when nobody listens any more.
     pub fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
@@ -141,10 +169,18 @@ impl Shared {
 
 impl State {
     fn wake_listeners(&mut self) {
-        for waker in self.listeners.values_mut() {
-            if let Some(waker) = waker.take() {
-                waker.wake();
-            }
+        self.listeners.values_mut().filter_map(|ear| ear.waker.take()).for_each(Waker::wake);
+    }
+
+    fn unheard(&self) -> usize {
+        let furthest = self.listeners.values().map(|ear| ear.taken).max();
+        furthest.map_or(0, |furthest| usize::try_from(self.came - furthest).unwrap_or(usize::MAX))
+    }
+
+    /// The listener wants to know what comes.
+    fn wait(&mut self, id: usize, cx: &Context<'_>) {
+        if let Some(ear) = self.listeners.get_mut(&id) {
+            ear.waker = Some(cx.waker().clone());
         }
     }
 }
@@ -172,24 +208,28 @@ impl Listener {
         if let Some(end) = &state.end {
             return Poll::Ready(Err(end.clone()));
         }
-        state.listeners.insert(self.id, Some(cx.waker().clone()));
+        state.wait(self.id, cx);
         Poll::Pending
     }
 
     /// What comes next of the body.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
-        let mut state = self.shared.state.lock();
+        let state = &mut *self.shared.state.lock();
         let Some(index) = self.next.checked_sub(state.given_up) else {
             return Poll::Ready(Heard::TooSlow);
         };
-        if let Some(piece) = state.pieces.get(index) {
+        if let Some(piece) = state.pieces.get(index).cloned() {
             self.next += 1;
-            return Poll::Ready(Heard::Data(piece.clone()));
+            if let Some(ear) = state.listeners.get_mut(&self.id) {
+                ear.taken += piece.len() as u64;
+            }
+            state.caller.take().into_iter().for_each(Waker::wake);
+            return Poll::Ready(Heard::Data(piece));
         }
         if let Some(end) = &state.end {
             return Poll::Ready(Heard::End(end.clone()));
         }
-        state.listeners.insert(self.id, Some(cx.waker().clone()));
+        state.wait(self.id, cx);
         Poll::Pending
     }
 }
@@ -198,9 +238,8 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         state.listeners.remove(&self.id);
-        if let (true, Some(caller)) = (state.listeners.is_empty(), state.caller.take()) {
-            caller.wake();
-        }
+        // Perhaps it was the last one, or the furthest.
+        state.caller.take().into_iter().for_each(Waker::wake);
     }
 }
 
@@ -342,8 +381,23 @@ mod tests {
             assert!(shared.state.lock().bytes <= 1_000);
         }
         assert_eq!(bytes, 10_000, "nobody else is held up");
+        assert_eq!(shared.unheard(), 0, "nor is the call");
         assert!(matches!(heard(&mut slow).1, Some(Heard::TooSlow)));
         assert!(shared.listen().is_none(), "its beginning is not here any more");
+    }
+
+    #[test]
+    fn the_call_goes_as_fast_as_the_fastest_listener() {
+        let shared = Shared::new(proof("/"), 1_000);
+        let (mut one, mut other) = (shared.listen().unwrap(), shared.listen().unwrap());
+        shared.push(vec![0; 300].into());
+        assert!(shared.poll_heard(200, &mut cx()).is_pending());
+        assert_eq!(heard(&mut one).0.len(), 300);
+        assert!(shared.poll_heard(200, &mut cx()).is_ready());
+        drop(one);
+        assert!(shared.poll_heard(200, &mut cx()).is_pending(), "now it is the other one");
+        assert_eq!(heard(&mut other).0.len(), 300);
+        assert!(shared.poll_heard(200, &mut cx()).is_ready());
     }
 
     #[test]

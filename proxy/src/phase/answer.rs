@@ -9,15 +9,16 @@
 //!
 //! What is decided here is in which order things are tried; what may be stored and served is [`policy`]'s.
 
+mod own;
 mod pour;
+mod record;
+mod together;
 
 use std::{
     sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
 use http::Method;
 use outrigger_config::validated::{self as config, FallbackReason, LevelAction, Replay};
 
@@ -32,28 +33,27 @@ use super::{
 };
 use crate::{
     answers::{
-        Answer, Key, Recording, Store, Tags, Use, Wish,
+        Answer, Key, Store, Tags, Use, Wish,
         key::{Body, Identity, Proof},
-        policy::{self, Said, Unfit},
-        recording::{Beginning, Useless},
-        shared::{End, Head, Joined, Listener, Shared},
+        policy::{self, Said},
         store::unix_now,
     },
-    deadline::{Expiry, Watchdog},
+    deadline::Watchdog,
     gateway::call,
     outcome::Outcome,
-    relay::{Fault, Packer},
+    relay::Packer,
     request::{Failure, Request},
     snapshot::Route,
-    stream::Kind,
-    telemetry::metrics::{
-        AnswerMetrics, Missed, Recorded, Refreshed, Served, ServedFor, SharedCall,
-    },
+    telemetry::metrics::{AnswerMetrics, Missed, Served, ServedFor},
     tenant::Tenant,
     upstream::Backend,
-    wire::{BodyLength, Downstream, Frame, ResponseHead, audience::Audience},
+    wire::{BodyLength, Downstream, ResponseHead},
 };
+pub use own::Nobody;
+use own::refresh;
 use pour::{Source, pour};
+pub use record::{record, record_whole, store};
+use together::together;
 
 /// Why a stored answer was given: `fresh`, `stale` or `fallback`, the latter with its reason.
 const MARK: &str = "x-outrigger-answer";
@@ -85,6 +85,7 @@ pub struct Asked {
 
 /// A stored answer that may be served.
 struct Found {
+    key: Key,
     answer: Arc<Answer>,
     age: Duration,
     kind: Served,
@@ -265,7 +266,7 @@ async fn first(request: &Request, shelf: &Shelf) -> Option<Found> {
             return None;
         }
     };
-    Some(Found { answer, age, kind, reason })
+    Some(Found { key: asked.key, answer, age, kind, reason })
 }
 
 /// The reason for which a stored answer may stand in for a request that ended so.
@@ -346,7 +347,7 @@ async fn stand_in(request: &mut Request, shelf: &Shelf, outcome: Outcome) -> Opt
     let kind = Served::Fallback;
     if let Some(answer) = asked.stand_in.take() {
         let age = unix_now().saturating_sub(answer.stored_at);
-        return Some(Found { answer, age, kind, reason });
+        return Some(Found { key: asked.key, answer, age, kind, reason });
     }
     if asked.wish.refuses() {
         shelf.metrics.missed(Missed::Refused);
@@ -354,7 +355,7 @@ async fn stand_in(request: &mut Request, shelf: &Shelf, outcome: Outcome) -> Opt
     }
     match shelf.find(asked).await {
         Some((_, _, Use::Nothing)) => shelf.metrics.missed(Missed::Stale),
-        Some((answer, age, _)) => return Some(Found { answer, age, kind, reason }),
+        Some((answer, age, _)) => return Some(Found { key: asked.key, answer, age, kind, reason }),
         None => shelf.metrics.missed(Missed::Absent),
     }
     None
@@ -419,18 +420,18 @@ async fn replay(
     send(request, client, watchdog, route, head, source).await
 }
 
-/// Says that an answer comes from store, how old it is, and why.
+/// Says that an answer comes from store, how old it is, why, and under which key it can be purged.
 fn mark(head: &mut ResponseHead, found: &Found) {
-    let ttl = i128::from(found.answer.terms.ttl.as_secs()) - i128::from(found.age.as_secs());
-    head.fields.set("age", found.age.as_secs().to_string());
+    let (key, age) = (found.key, found.age.as_secs());
+    let ttl = i128::from(found.answer.terms.ttl.as_secs()) - i128::from(age);
     let (kind, reason) = (found.kind.as_str(), found.reason.as_str());
-    let (status, why) = match (found.kind, found.reason) {
-        (Served::Fallback, _) | (_, ServedFor::Load) => (
-            format!("outrigger; hit; ttl={ttl}; detail={reason}"),
-            format!("{kind}; reason={reason}"),
-        ),
-        _ => (format!("outrigger; hit; ttl={ttl}"), kind.to_owned()),
+    let has_reason = found.kind == Served::Fallback || found.reason == ServedFor::Load;
+    let (detail, why) = match has_reason {
+        true => (format!("; detail={reason}"), format!("{kind}; reason={reason}")),
+        false => (String::new(), kind.to_owned()),
     };
+    head.fields.set("age", age.to_string());
+    let status = format!("outrigger; hit; ttl={ttl}; key=\"{key}\"{detail}");
     head.fields.append("cache-status", status);
     head.fields.set(MARK, why);
 }
@@ -450,266 +451,4 @@ async fn send(
     let gone = |_| Failure::new(Outcome::ClientGone, "the client went away");
     client.send_head(&head).map_err(gone)?;
     pour(request, client, watchdog, packer, source).await
-}
-
-/// Fetches a new answer in the place of a stale one, unless that is being done, or too much of it.
-fn refresh(request: &Request, route: &Arc<Route>, shelf: &Shelf, backend: &Arc<Backend>) {
-    let Some(asked) = &request.asked else { return };
-    let most = request.snapshot.config.answers.refreshes;
-    if !shelf.store.calls.refresh(asked.key, most) {
-        return shelf.metrics.refreshed(Refreshed::Busy);
-    }
-    shelf.metrics.refreshed(Refreshed::Begun);
-    let refreshing = Refreshing { store: Arc::clone(&shelf.store), key: asked.key };
-    let (request, route, backend) = (request.again(), Arc::clone(route), Arc::clone(backend));
-    tokio::spawn(async move {
-        // What goes wrong with it is the endpoint's to be counted; the next request tries again.
-        let _ = make(request, route, backend, Box::new(Nobody)).await;
-        drop(refreshing);
-    });
-}
-
-/// An answer that is being refreshed.
-struct Refreshing {
-    store: Arc<Store>,
-    key: Key,
-}
-
-impl Drop for Refreshing {
-    fn drop(&mut self) {
-        self.store.calls.refreshed(&self.key);
-    }
-}
-
-/// Makes a call of our own for a request that has its route and its arm.
-async fn make(
-    mut request: Request,
-    route: Arc<Route>,
-    backend: Arc<Backend>,
-    audience: Box<dyn Audience>,
-) -> Result<Outcome, Failure> {
-    let (mut client, mut watchdog) = (Downstream::own(audience), Watchdog::new());
-    let result = call(&mut request, &mut client, &mut watchdog, &route, backend).await;
-    let outcome = result.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
-    follow_up(&mut request, outcome);
-    result
-}
-
-/// Nobody listens: the answer is only stored.
-pub struct Nobody;
-
-impl Audience for Nobody {
-    fn head(&mut self, _: &ResponseHead) {}
-
-    fn frame(&mut self, _: Frame) {}
-
-    fn poll_gone(&mut self, _: &mut Context<'_>) -> Poll<()> {
-        Poll::Pending
-    }
-}
-
-/// Those that share a call.
-struct Listeners {
-    shared: Arc<Shared>,
-    settings: config::Answers,
-}
-
-impl Audience for Listeners {
-    fn head(&mut self, head: &ResponseHead) {
-        let private = !may_be_shared(head, &self.settings);
-        self.shared.begin(Head { head: head.clone(), private });
-    }
-
-    fn frame(&mut self, frame: Frame) {
-        match frame {
-            Frame::Data(data) => self.shared.push(data),
-            // They are of the endpoint's connection; what a client needs of them is in the body.
-            Frame::Trailers(_) => {}
-            Frame::End => self.shared.end(End::Whole),
-        }
-    }
-
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.shared.poll_abandoned(cx)
-    }
-}
-
-impl Drop for Listeners {
-    fn drop(&mut self) {
-        self.shared.end(End::Dropped);
-    }
-}
-
-/// Whether a response may go to several clients of one tenant that asked for the same. An error may: it is the same for
-/// all of them.
-fn may_be_shared(head: &ResponseHead, settings: &config::Answers) -> bool {
-    let terms = policy::terms(200, &head.fields, settings);
-    head.status != 101 && !matches!(terms, Err(Unfit::Forbidden | Unfit::Varies))
-}
-
-/// Answers the request by a call that others with the same request share.
-async fn together(
-    request: &mut Request,
-    client: &mut Downstream<'_>,
-    watchdog: &mut Watchdog,
-    route: &Arc<Route>,
-    shelf: &Shelf,
-    backend: Arc<Backend>,
-) -> Result<Outcome, Failure> {
-    let Some(mut listener) = join(request, route, shelf, &backend) else {
-        return call(request, client, watchdog, route, backend).await;
-    };
-    let head = match heard_head(request, client, watchdog, &mut listener).await? {
-        Ok(head) if !head.private || listener.is_first() => head,
-        Err(End::Failed(outcome, detail)) => return Err(Failure::new(outcome, detail)),
-        // It is not for others, or whoever made it is gone.
-        Ok(_) | Err(End::Dropped | End::Whole) => {
-            drop(listener);
-            shelf.metrics.shared(SharedCall::Apart);
-            return call(request, client, watchdog, route, backend).await;
-        }
-    };
-    if !listener.is_first() {
-        shelf.metrics.shared(SharedCall::Joined);
-    }
-    request.trail.shares_call = true;
-    let head = own_head(request, &head, listener.is_first());
-    let status = head.status;
-    let kind = Kind::of(head.fields.get("content-type"), head.fields.get("content-encoding"));
-    request.progress.begin_uncounted(kind);
-    let sent = send(request, client, watchdog, route, head, Source::call(listener)).await;
-    if sent.as_ref().is_err_and(|failure| failure.outcome == Outcome::ClientTimeout) {
-        shelf.metrics.shared(SharedCall::TooSlow);
-    }
-    sent.map(|()| Outcome::of_upstream_status(status))
-}
-
-/// Joins the call for this request, or makes it.
-fn join(
-    request: &Request,
-    route: &Arc<Route>,
-    shelf: &Shelf,
-    backend: &Arc<Backend>,
-) -> Option<Listener> {
-    let asked = request.asked.as_ref()?;
-    let limit = usize::try_from(shelf.settings.max_answer).unwrap_or(usize::MAX);
-    let (listener, shared) = match shelf.store.calls.join(&asked.key, &asked.proof, limit)? {
-        Joined::Theirs(listener) => return Some(listener),
-        Joined::Ours(listener, shared) => (listener, shared),
-    };
-    let settings = shelf.settings.clone();
-    let listeners = Box::new(Listeners { shared: Arc::clone(&shared), settings });
-    let (again, key, store) = (request.again(), asked.key, Arc::clone(&shelf.store));
-    let (route, backend) = (Arc::clone(route), Arc::clone(backend));
-    tokio::spawn(async move {
-        let made = make(again, route, backend, listeners);
-        if let Err(failure) = made.await {
-            shared.end(End::Failed(failure.outcome, failure.detail));
-        }
-        store.calls.over(&key, &shared);
-    });
-    Some(listener)
-}
-
-/// Waits for the head of a shared call.
-async fn heard_head(
-    request: &mut Request,
-    client: &mut Downstream<'_>,
-    watchdog: &mut Watchdog,
-    listener: &mut Listener,
-) -> Result<Result<Arc<Head>, End>, Failure> {
-    let total = request.allowed.until;
-    let upload = &mut request.upload;
-    let heard = std::future::poll_fn(|cx| {
-        if let Poll::Ready(head) = listener.poll_head(cx) {
-            return Poll::Ready(Ok(head));
-        }
-        if total.is_some_and(|total| watchdog.poll_until(total, cx).is_ready()) {
-            return Poll::Ready(Err(Fault::Expired(Expiry::Total)));
-        }
-        upload.poll_watch(client, cx).map(Fault::from).map(Err)
-    });
-    heard.await.map_err(|fault| match fault {
-        Fault::Expired(_) => expired(request, Expiry::Total),
-        fault => body_failure(request, fault),
-    })
-}
-
-/// The head of a shared call as this client gets it.
-fn own_head(request: &Request, head: &Head, first: bool) -> ResponseHead {
-    let mut own = head.head.clone();
-    if own.fields.contains("x-request-id") {
-        own.fields.set("x-request-id", &request.id);
-    }
-    if !head.private {
-        // It is of one of them and nobody knows whose.
-        own.fields.remove("set-cookie");
-    }
-    if !first {
-        own.fields.append("cache-status", "outrigger; fwd=miss; collapsed");
-    }
-    own
-}
-
-/// The response of an endpoint begins, and is held to be stored if it may be.
-pub fn record(request: &mut Request, route: &Route, head: &ResponseHead) {
-    let Some(shelf) = &route.answers else { return };
-    if !request.asked.as_ref().is_some_and(|asked| !asked.wish.no_store) {
-        return;
-    }
-    match policy::terms(head.status, &head.fields, &shelf.settings) {
-        Err(unfit) => shelf.metrics.recorded(unfit.into()),
-        Ok(terms) => {
-            let kind = Kind::of(head.fields.get("content-type"), None);
-            let beginning = Beginning { status: head.status, terms, kind, at: unix_now() };
-            let limit = shelf.settings.max_answer;
-            let recording = Recording::begin(beginning, &head.fields, limit, Instant::now());
-            request.recording = Some(Box::new(recording));
-        }
-    }
-}
-
-/// The same for a response that is here as a whole.
-pub fn record_whole(request: &mut Request, route: &Route, head: &ResponseHead, body: &Bytes) {
-    record(request, route, head);
-    if let Some(recording) = &mut request.recording {
-        recording.data(body, Instant::now());
-        recording.end();
-    }
-}
-
-/// Stores what was recorded of a request that has ended so.
-pub fn store(request: &mut Request, route: &Route, outcome: Outcome) {
-    let (Some(recording), Some(asked)) = (request.recording.take(), request.asked.take()) else {
-        return;
-    };
-    let Some(shelf) = &route.answers else { return };
-    let answer = match outcome {
-        Outcome::Ok => recording.finish(asked.proof, asked.tags),
-        _ => Err(Useless::Incomplete),
-    };
-    let result = match answer {
-        Err(Useless::Incomplete) => Recorded::Incomplete,
-        Err(Useless::TooLong) => Recorded::TooLong,
-        Err(Useless::Trailers) => Recorded::Kind,
-        Ok(answer) => {
-            let keep = policy::keep(&answer.terms, &shelf.settings);
-            match shelf.store.put(asked.key, &answer, keep) {
-                true => Recorded::Stored,
-                false => Recorded::NotAdmitted,
-            }
-        }
-    };
-    shelf.metrics.recorded(result);
-}
-
-impl From<Unfit> for Recorded {
-    fn from(unfit: Unfit) -> Self {
-        match unfit {
-            Unfit::Status => Recorded::Status,
-            Unfit::Forbidden => Recorded::Forbidden,
-            Unfit::Varies => Recorded::Varies,
-            Unfit::Kind => Recorded::Kind,
-        }
-    }
 }

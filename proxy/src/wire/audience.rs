@@ -12,6 +12,12 @@ pub trait Audience: Send {
     /// What follows it.
     fn frame(&mut self, frame: Frame);
 
+    /// Bytes that nobody of them has taken yet.
+    fn queued(&self) -> usize;
+
+    /// Ready when that is little.
+    fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
     /// Ready when nobody is interested any more.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
@@ -38,6 +44,14 @@ impl Own {
 
     pub(super) fn send(&mut self, frame: Frame) {
         self.audience.frame(frame);
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.audience.queued()
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.audience.poll_taken(cx)
     }
 
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -123,7 +123,7 @@ impl Side for Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.poll_flush(cx),
             Downstream::H2(stream) => stream.poll_flush(cx),
-            Downstream::Own(_) => Poll::Ready(Ok(())),
+            Downstream::Own(own) => own.poll_flush(cx).map(Ok),
         }
     }
 
@@ -131,7 +131,7 @@ impl Side for Downstream<'_> {
         match self {
             Downstream::H1(conn) => conn.queued(),
             Downstream::H2(stream) => stream.queued(),
-            Downstream::Own(_) => 0,
+            Downstream::Own(own) => own.queued(),
         }
     }
 }

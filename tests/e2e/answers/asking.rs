@@ -230,5 +230,5 @@ async fn a_stored_stream_comes_at_its_own_pace_where_that_is_wanted() {
         events.last().expect("events").after.saturating_sub(events[0].after)
     };
     // It may be later, on a machine that is busy, but not sooner.
-    assert!(took(&stored.events) >= 9 * step, "{:?}", stored.gaps());
+    assert!(took(&stored.events) >= 3 * step, "{:?}", stored.gaps());
 }

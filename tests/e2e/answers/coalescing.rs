@@ -6,8 +6,11 @@ use outrigger_tests::harness::{Call, Metrics, Protocol, Proxy};
 use outrigger_tests::sim::{Options, Simulator};
 use tokio::task::JoinSet;
 
-use super::{chats, greedy, mark};
+use super::{FALLBACK, chats, greedy, mark};
 use crate::fleet::{await_idle, one_backend};
+
+/// A token a second: time enough to join, and soon over once it is not wanted any more.
+const PAUSED: f64 = 20.0;
 
 const COALESCE: &str = "answers: { coalesce: true }";
 
@@ -35,6 +38,7 @@ async fn identical_requests_in_flight_share_one_call_whenever_they_came() {
     for _ in 0..5 {
         first.event().await.expect("an event");
     }
+    simulator.set_slowdown(PAUSED);
     let mut late = JoinSet::new();
     for index in 0..6 {
         let protocol = [Protocol::Http1, Protocol::H2][index % 2];
@@ -42,9 +46,8 @@ async fn identical_requests_in_flight_share_one_call_whenever_they_came() {
         let address = proxy.address();
         late.spawn(async move { call.open(address).await.events().await });
     }
-    // Another question has a call of its own.
-    let other = greedy("how high is the palm?").max_tokens(2).send(proxy.address()).await;
-    assert_eq!(other.status, 200);
+    proxy.await_metrics(|m| joined(m) == 6.0).await;
+    simulator.set_slowdown(1.0);
     let transcripts = late.join_all().await;
     let rest = first.events().await;
     assert!(rest.is_complete());
@@ -53,8 +56,10 @@ async fn identical_requests_in_flight_share_one_call_whenever_they_came() {
         assert_eq!(transcript.text(), transcripts[0].text());
         assert_eq!(transcript.events.len(), rest.events.len() + 5, "from the beginning");
     }
-    assert_eq!(chats(&simulator), 2);
-    assert_eq!(joined(&proxy.metrics().await), 6.0);
+    assert_eq!(chats(&simulator), 1);
+    // Another question has a call of its own.
+    let other = greedy("how high is the palm?").max_tokens(2).send(proxy.address()).await;
+    assert_eq!((other.status, chats(&simulator)), (200, 2));
 }
 
 #[tokio::test]
@@ -62,6 +67,7 @@ async fn whoever_leaves_leaves_alone_and_the_last_one_ends_the_call() {
     let (simulator, proxy) = slow(COALESCE).await;
     let mut first = stream().open(proxy.address()).await;
     first.event().await.expect("an event");
+    simulator.set_slowdown(PAUSED);
     let mut second = stream().open(proxy.address()).await;
     let mut third = stream().open(proxy.address()).await;
     second.event().await.expect("an event");
@@ -69,9 +75,11 @@ async fn whoever_leaves_leaves_alone_and_the_last_one_ends_the_call() {
     // The one that the call was made for, and one of the others.
     drop(first);
     drop(third);
+    simulator.set_slowdown(1.0);
     let rest = second.events().await;
     assert!(rest.is_complete());
     assert_eq!((chats(&simulator), simulator.state().aborted), (1, 0));
+    simulator.set_slowdown(PAUSED);
     let alone = stream().open(proxy.address()).await;
     drop(alone);
     simulator.aborted().await;
@@ -80,22 +88,32 @@ async fn whoever_leaves_leaves_alone_and_the_last_one_ends_the_call() {
 
 #[tokio::test]
 async fn a_failure_is_shared_and_each_has_its_own_answer_from_store() {
-    let route = format!("{COALESCE}, retry: off, fallback: {{ answers: {{}} }}");
-    let (simulator, proxy) = slow(&route).await;
+    let deadline = "retry: off, deadline: { first_byte: 500ms }";
+    let (_simulator, proxy) = slow(&format!("{COALESCE}, {deadline}, {FALLBACK}")).await;
     let asked = || greedy("deep?").max_tokens(2);
-    assert_eq!(asked().send(proxy.address()).await.status, 200);
+    let live = asked().send(proxy.address()).await;
     let mut failing = JoinSet::new();
     for _ in 0..4 {
-        failing.spawn(asked().fault("stall_first_byte=500ms").try_send(proxy.address()));
+        failing.spawn(asked().fault("stall_first_byte").try_send(proxy.address()));
     }
-    simulator.reached(|state| state.in_flight == 1).await;
-    simulator.hang_up();
     for answer in failing.join_all().await {
         let answer = answer.expect("an answer");
-        assert_eq!(answer.status, 200);
+        assert_eq!((answer.status, mark(&answer)), (200, "fallback; reason=deadline"));
+        assert_eq!(answer.body, live.body);
     }
     let broken = stream().fault("reset").send(proxy.address()).await;
     assert_eq!(broken.status, 502, "nothing is stored for that");
+}
+
+/// Much more than is kept of it, and it comes faster than anybody takes it.
+#[tokio::test]
+async fn a_very_long_answer_is_passed_on_as_fast_as_it_is_taken() {
+    let route = "answers: { coalesce: true, deterministic_only: false, max_answer: 1KiB }";
+    let (_simulator, proxy) = slow(route).await;
+    for protocol in [Protocol::Http1, Protocol::H2] {
+        let answer = Call::get("/bytes/20000000").over(protocol).send(proxy.address()).await;
+        assert_eq!((answer.cut.as_deref(), answer.body.len()), (None, 20_000_000));
+    }
 }
 
 #[tokio::test]

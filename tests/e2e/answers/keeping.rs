@@ -36,6 +36,12 @@ async fn answers_are_purged_by_route_model_or_all() {
     assert_eq!(purge(&proxy, "route=old").await, 1);
     assert_eq!(mark(&on_old().send(proxy.address()).await), "");
     assert_eq!(mark(&greedy("deep?").send(proxy.address()).await), "fresh");
+    let stored = greedy("deep?").send(proxy.address()).await;
+    let status = stored.header("cache-status").expect("stored");
+    let key = status.split('"').nth(1).expect("a key").to_owned();
+    assert_eq!(purge(&proxy, &format!("key={key}&route=old")).await, 0, "all must hold");
+    assert_eq!(purge(&proxy, &format!("key={key}")).await, 1);
+    fill().await;
     assert_eq!(purge(&proxy, "route=all&model=nothing").await, 0);
     assert_eq!(purge(&proxy, "model=org%2Fother").await, 1);
     fill().await;

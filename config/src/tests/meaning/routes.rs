@@ -6,7 +6,10 @@ use serde_json::json;
 
 use super::read;
 use crate::EXAMPLE;
-use crate::validated::{Batch, Coding, Compress, Decompress, Guard, Mirror, Route, Steps};
+use crate::validated::{
+    Answers, Batch, Coding, Compress, Decompress, FallbackAnswers, FallbackReason, Guard, Mirror,
+    Replay, Route, Steps,
+};
 
 /// The route with these settings, which may split among `a`, `b` and `c` or mirror to `c`.
 fn route(settings: &str) -> Route {
@@ -51,6 +54,41 @@ fn a_guard_compares_with_the_other_arm() {
         ..expected
     };
     assert_eq!(route(given).guard, Some(expected));
+}
+
+#[test]
+fn one_line_is_enough_to_fall_back_on_stored_answers() {
+    let fallback = FallbackAnswers {
+        stale_for: Duration::from_secs(3600),
+        when: FallbackReason::ALL.into_iter().collect(),
+    };
+    let expected = Answers {
+        prefer: false,
+        ttl: Duration::from_secs(300),
+        stale_while_revalidate: None,
+        fallback: Some(fallback.clone()),
+        deterministic_only: true,
+        across_arms: false,
+        vary: vec!["accept".to_owned()],
+        max_request: 256 << 10,
+        max_answer: 1 << 20,
+        replay: Replay::AtOnce,
+        coalesce: false,
+    };
+    let short = route("backend: a, fallback: { answers: { stale_for: 1h } }");
+    assert_eq!(short.answers, Some(expected.clone()));
+    assert_eq!(short.fallback.answers, Some(fallback));
+    let both = "backend: a, fallback: { answers: { stale_for: 1h } },
+        answers: { prefer: true, ttl: 0s, vary: [X-B, accept], replay: paced }";
+    let vary = vec!["accept".to_owned(), "x-b".to_owned()];
+    let (ttl, replay) = (Duration::ZERO, Replay::Paced);
+    let expected = Answers { prefer: true, ttl, vary, replay, ..expected };
+    assert_eq!(route(both).answers, Some(expected));
+    let alone = route("backend: a, answers: {}").answers.expect("given");
+    assert_eq!((alone.fallback, alone.prefer), (None, false));
+    for none in ["", ", answers: off", ", fallback: {}", ", fallback: { answers: off }"] {
+        assert_eq!(route(&format!("backend: a{none}")).answers, None, "{none}");
+    }
 }
 
 #[test]
