@@ -293,7 +293,8 @@ impl Outcome {
             Self::ClientTimeout | Self::ClientGone => 1,
             Self::ClientError | Self::ServerError | Self::Local => 2,
             Self::BadRequest => 3,
-            Self::ConnectTimeout
+            Self::NotStored
+            | Self::ConnectTimeout
             | Self::FirstByteTimeout
             | Self::GapTimeout
             | Self::TotalTimeout
@@ -302,7 +303,6 @@ impl Outcome {
             Self::NoRoute | Self::MethodNotAllowed | Self::UnsupportedCoding => 12,
             Self::UpstreamInvalid | Self::Internal => 13,
             Self::NoEndpoint
-            | Self::NotStored
             | Self::Overloaded
             | Self::Shed
             | Self::Draining
@@ -515,7 +515,8 @@ mod tests {
                 grpc == 14 && outcome.status() != Some(502),
                 "{outcome}"
             );
-            assert_eq!(outcome == Outcome::Ok, grpc == 0, "{outcome}");
+            let good = matches!(outcome, Outcome::Ok | Outcome::Stored | Outcome::Fallback);
+            assert_eq!(good, grpc == 0, "{outcome}");
         }
     }
 
