@@ -9,6 +9,7 @@
 //! is enough for [`check`] to give no configuration. Places that already have a problem of form get
 //! no second one.
 
+mod admission;
 mod backend;
 mod route;
 mod text;

@@ -6,6 +6,7 @@
 //!
 //! Leaves out what several values mean together: see `check`.
 
+mod admission;
 mod backend;
 mod balance;
 mod body;
@@ -21,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::validated::{LogField, LogFormat, LogLevel};
+pub use admission::{Adaptive, Limit, Priority, Queue, RateLimit};
 pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
 pub use body::{Batch, Compress, Decompress};
@@ -31,8 +33,8 @@ pub use route::{
     Sticky,
 };
 pub use values::{
-    Abbreviated, Brief, EndpointEntry, EndpointWeight, Moment, Number, OneOrMany, Pause, Percent,
-    Port, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
+    Abbreviated, Brief, EndpointEntry, EndpointWeight, LimitWord, Moment, Number, OneOrMany, Pause,
+    Percent, Port, Rate, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
 };
 
 const KIB: u64 = 1 << 10;

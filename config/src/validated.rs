@@ -6,6 +6,7 @@
 //!
 //! Leaves out how it was written: see [`crate::schema`].
 
+mod admission;
 mod backend;
 mod balance;
 mod body;
@@ -24,6 +25,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::report::Problem;
 use crate::units;
 
+pub use admission::{
+    AdaptiveLimit, Allowance, Limit, LimitAlgorithm, PerTime, Priority, Queue, RateKey, RateLimit,
+};
 pub use backend::{
     Backend, Endpoint, Health, HealthCheck, Host, Place, Protocol, SlowStart, StatusRange, WarmUp,
     WarmUpRequest,
@@ -255,6 +259,7 @@ log_fields! {
     DurationMs "duration_ms" "Until the end, in milliseconds.";
     FirstByteMs "first_byte_ms" "Until the first byte of the response, in milliseconds.";
     UpstreamConnectMs "upstream_connect_ms" "To connect to the endpoint, in milliseconds.";
+    QueuedMs "queued_ms" "How long it waited for a place, in milliseconds.";
     Attempts "attempts" "How many attempts were made.";
     BytesIn "bytes_in" "Bytes of the request body.";
     BytesOut "bytes_out" "Bytes of the response body.";

@@ -1,6 +1,8 @@
 //! The proxy's own pages: metrics, readiness, the configuration in force, live endpoints. On a runtime of its own, so
 //! that a scrape adds nothing to a request.
 
+mod admission;
+
 use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
@@ -37,6 +39,7 @@ GET  /live       the process answers
 GET  /ready      200 when traffic is welcome, 503 with reasons when not
 GET  /config     the configuration in force and how the last reload went
 GET  /endpoints  every endpoint with its live state
+GET  /admission  every limit, queue and rate with its live state
 GET  /canaries   every guarded arm, what its guard knows and has decided
 POST /reload     read the configuration file again
 POST /drain      say not ready from now on
@@ -116,13 +119,13 @@ impl Admin {
             "/metrics" if read => self.metrics(accept),
             "/config" if read => self.config(),
             "/endpoints" if read => Page::json(StatusCode::OK, &self.endpoints()),
+            "/admission" if read => Page::json(StatusCode::OK, &admission::state(&self.proxy)),
             "/canaries" if read => Page::json(StatusCode::OK, &canaries(&self.proxy)),
             "/drain" if method == Method::POST => self.drain(),
             "/reload" if method == Method::POST => self.reload(),
             "/drain" | "/reload" => Page::only("POST"),
-            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/canaries" => {
-                Page::only("GET, HEAD")
-            }
+            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/admission"
+            | "/canaries" => Page::only("GET, HEAD"),
             _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
         }
     }

@@ -17,6 +17,7 @@ use crate::{
         attempt::{Attempts, Counted},
         batch::{self, Way},
         conclude::conclude,
+        enter::enter,
         forward, respond,
         route::route,
     },
@@ -38,7 +39,10 @@ pub async fn serve(
     if proxy.drain.is_draining() {
         client.close_after_response();
     }
-    let outcome = match live_until_cut(&mut request, client, watchdog, cut).await {
+    let ended = live_until_cut(&mut request, client, watchdog, cut).await;
+    let outcome = ended.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
+    request.admitted.leave(outcome, request.trail.status);
+    let outcome = match ended {
         Ok(outcome) => outcome,
         Err(failure) => {
             if proxy.drain.is_draining() {
@@ -121,6 +125,7 @@ async fn live(
     match (&route.action, &request.arm) {
         (Action::Split(_), Some(backend)) => {
             let backend = Arc::clone(backend);
+            enter(request, client, watchdog, &route, &backend).await?;
             let mut rng = rng();
             // Before the head is rewritten: keys are the client's.
             let ask = ask(request, client, watchdog, &backend).await?;

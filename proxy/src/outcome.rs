@@ -41,8 +41,16 @@ pub enum Outcome {
     ClientGone,
     /// No endpoint of the chosen arm is ready.
     NoEndpoint,
-    /// Every endpoint has as many requests as it may have.
+    /// Every endpoint, the backend or the route has as many requests as it may have.
     Overloaded,
+    /// As many requests wait for a place as may.
+    QueueFull,
+    /// It waited for a place for as long as it may.
+    QueueTimeout,
+    /// It was turned away at once, because it would have waited for too long.
+    Shed,
+    /// Whoever sent it asks too often, or for too much.
+    RateLimited,
     /// The proxy is about to stop and takes no new requests.
     Draining,
     /// No connection to an endpoint could be made.
@@ -69,7 +77,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
@@ -84,6 +92,10 @@ impl Outcome {
         Self::ClientGone,
         Self::NoEndpoint,
         Self::Overloaded,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::Shed,
+        Self::RateLimited,
         Self::Draining,
         Self::ConnectFailed,
         Self::ConnectTimeout,
@@ -137,6 +149,10 @@ impl Outcome {
             Self::ClientGone => "client_gone",
             Self::NoEndpoint => "no_endpoint",
             Self::Overloaded => "overloaded",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::Shed => "shed",
+            Self::RateLimited => "rate_limited",
             Self::Draining => "draining",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
@@ -162,11 +178,18 @@ impl Outcome {
             Self::ClientTimeout => Some(408),
             Self::TooLarge => Some(413),
             Self::UnsupportedCoding => Some(415),
+            Self::RateLimited => Some(429),
             Self::HeaderTooLarge => Some(431),
             Self::ClientGone => Some(499),
             Self::Internal => Some(500),
             Self::ConnectFailed | Self::UpstreamReset | Self::UpstreamInvalid => Some(502),
-            Self::NoEndpoint | Self::Overloaded | Self::Draining | Self::DrainCut => Some(503),
+            Self::NoEndpoint
+            | Self::Overloaded
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::Shed
+            | Self::Draining
+            | Self::DrainCut => Some(503),
             Self::ConnectTimeout
             | Self::FirstByteTimeout
             | Self::GapTimeout
@@ -201,6 +224,10 @@ impl Outcome {
             | Self::ClientGone
             | Self::NoEndpoint
             | Self::Overloaded
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::Shed
+            | Self::RateLimited
             | Self::Draining
             | Self::TotalTimeout
             | Self::DrainCut
@@ -223,6 +250,10 @@ impl Outcome {
             Self::ClientTimeout
             | Self::NoEndpoint
             | Self::Overloaded
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::Shed
+            | Self::RateLimited
             | Self::Draining
             | Self::ConnectFailed
             | Self::ConnectTimeout
@@ -243,11 +274,11 @@ impl Outcome {
         }
     }
 
-    /// Whether our answer carries `Retry-After`. Every 503 and 504 does, and every answer that asks
+    /// Whether our answer carries `Retry-After`. Every 429, 503 and 504 does, and every answer that asks
     /// for another try: a client without a hint comes back at once and makes it worse.
     #[must_use]
     pub const fn wants_retry_after(self) -> bool {
-        matches!(self.status(), Some(503 | 504))
+        matches!(self.status(), Some(429 | 503 | 504))
             || (matches!(self.should_retry(), Some(true)) && matches!(self.status(), Some(502)))
     }
 
@@ -271,6 +302,10 @@ impl Outcome {
             Self::ClientGone => "The client closed the connection before the answer was complete.",
             Self::NoEndpoint => "No model server is ready for this request. Try again shortly.",
             Self::Overloaded => "All model servers are busy. Try again shortly.",
+            Self::QueueFull => "All model servers are busy and many wait. Try again shortly.",
+            Self::QueueTimeout => "No model server became free in time. Try again shortly.",
+            Self::Shed => "There are more requests than can be served in time. Try again shortly.",
+            Self::RateLimited => "Requests come faster than is allowed. Slow down.",
             Self::Draining => "This instance is shutting down. Try again on a new connection.",
             Self::ConnectFailed => "The model server could not be reached. Try again shortly.",
             Self::ConnectTimeout => {
@@ -336,7 +371,11 @@ pub fn error_body(
     let status = outcome.status().unwrap_or(500);
     match format {
         ErrorFormat::OpenAi => {
-            let kind = if status < 500 { "invalid_request_error" } else { "server_error" };
+            let kind = match status {
+                429 => "rate_limit_error",
+                500.. => "server_error",
+                _ => "invalid_request_error",
+            };
             let body = json!({"error": {
                 "message": format!("{message} (request {request_id})"),
                 "type": kind,
@@ -371,9 +410,14 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::HeaderTooLarge => "Request Header Fields Too Large",
         Outcome::ClientGone => "Client Closed Request",
         Outcome::ConnectFailed | Outcome::UpstreamReset | Outcome::UpstreamInvalid => "Bad Gateway",
-        Outcome::NoEndpoint | Outcome::Overloaded | Outcome::Draining | Outcome::DrainCut => {
-            "Service Unavailable"
-        }
+        Outcome::RateLimited => "Too Many Requests",
+        Outcome::NoEndpoint
+        | Outcome::Overloaded
+        | Outcome::QueueFull
+        | Outcome::QueueTimeout
+        | Outcome::Shed
+        | Outcome::Draining
+        | Outcome::DrainCut => "Service Unavailable",
         Outcome::ConnectTimeout
         | Outcome::FirstByteTimeout
         | Outcome::GapTimeout
@@ -417,7 +461,7 @@ mod tests {
             if matches!(status, Some(429 | 503 | 504)) {
                 assert!(outcome.wants_retry_after(), "{outcome}");
             }
-            if matches!(status, Some(400..=407 | 409..=499)) {
+            if matches!(status, Some(400..=407 | 409..=428 | 430..=499)) {
                 assert_ne!(outcome.should_retry(), Some(true), "{outcome}");
                 assert!(!outcome.is_endpoint_fault(), "{outcome}");
             }

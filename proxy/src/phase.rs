@@ -1,4 +1,4 @@
-//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`ask`],
+//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`enter`], [`ask`],
 //! [`attempt`], [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
 
 pub mod admit;
@@ -6,6 +6,7 @@ pub mod ask;
 pub mod attempt;
 pub mod batch;
 pub mod conclude;
+pub mod enter;
 pub mod forward;
 pub mod mirror;
 pub mod respond;

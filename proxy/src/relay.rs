@@ -330,6 +330,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
             let after = self.state.succeeding.then(|| now - self.state.waiting_since);
             let transition = self.place.first_byte(after, now);
             self.place.endpoint().announce(transition);
+            if let Some(after) = after.filter(|_| self.request.progress.is_event_stream()) {
+                self.request.admitted.stream_began(after, self.request.upload.received());
+            }
             if let (Some(after), Some(turn)) = (after, &self.turn)
                 && self.request.progress.is_event_stream()
             {

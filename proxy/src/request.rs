@@ -9,6 +9,7 @@ use std::{
 use rand::{Rng, RngExt};
 
 use crate::{
+    admission::Admitted,
     endpoint::Endpoint,
     outcome::Outcome,
     phase::batch::Solo,
@@ -68,6 +69,8 @@ pub struct Request {
     pub report_asked: Option<Format>,
     /// What encodes its response, once that has broken off.
     pub packer: Option<Packer>,
+    /// The places it holds, and what it was charged.
+    pub admitted: Admitted,
     /// It could have shared a call and goes by itself.
     pub solo: Option<Solo>,
     /// The id it came with, or ours.
@@ -89,6 +92,8 @@ pub struct Trail {
     pub tried: Vec<SocketAddr>,
     /// The last of them: where the response came from, if one came.
     pub endpoint: Option<Arc<Endpoint>>,
+    /// How long it waited for places; `None` when it did not have to.
+    pub queued: Option<Duration>,
     /// How long the last connection took to make; `None` when it was used again.
     pub connect: Option<Duration>,
     /// The status that was sent.
@@ -102,12 +107,29 @@ pub struct Failure {
     pub outcome: Outcome,
     /// What happened, for the client and the log.
     pub detail: String,
+    /// When to try again, where that is known.
+    pub retry: Option<Retry>,
+}
+
+/// When a client should try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// After so long.
+    After(Duration),
+    /// Not at all: it would end the same way.
+    Never,
 }
 
 impl Failure {
     /// A failure and what happened.
     pub fn new(outcome: Outcome, detail: impl Into<String>) -> Self {
-        Failure { outcome, detail: detail.into() }
+        Failure { outcome, detail: detail.into(), retry: None }
+    }
+
+    /// The same, with what is known of another try.
+    #[must_use]
+    pub fn retry(self, retry: Retry) -> Self {
+        Failure { retry: Some(retry), ..self }
     }
 }
 
@@ -143,6 +165,7 @@ impl Request {
             model: None,
             report_asked: None,
             packer: None,
+            admitted: Admitted::default(),
             solo: None,
             id,
             start: Instant::now(),

@@ -17,11 +17,15 @@ use crate::validated::{
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 10] = [
+const ABOUT_ENDPOINTS: [&str; 14] = [
     "sticky",
     "force_arm",
     "deadline",
     "retry",
+    "rates",
+    "limit",
+    "queue",
+    "priority",
     "rewrite",
     "expose",
     "mirror",
@@ -79,6 +83,15 @@ impl Checker<'_> {
         };
         let rewrite = self.rewrite(node, route, &matches);
         let retry = self.retry(node.at("retry"), &route.retry);
+        let rates = self.rates(node.at("rates"), &route.rates);
+        let limit = self.limit(node.at("limit"), &route.limit);
+        let queue = self.queue(node.at("queue"), &route.queue);
+        if queue.is_some() && route.limit == Switch::Off {
+            let help = "set `limit` beside it".to_owned();
+            self.wrong_key(node.at("queue"), "has nothing to wait for", Some(help));
+        }
+        let priority = route.priority.as_ref();
+        let priority = priority.and_then(|priority| self.priority(node.at("priority"), priority));
         let guard = route.guard.as_ref();
         let guard = guard.and_then(|guard| self.guard(node, guard, action.as_ref()));
         let mirror = route.mirror.as_ref();
@@ -93,6 +106,10 @@ impl Checker<'_> {
             force_arm,
             deadline: deadline(&route.deadline),
             retry,
+            rates,
+            limit,
+            queue,
+            priority,
             rewrite,
             expose: expose(&route.expose),
             errors: route.errors,

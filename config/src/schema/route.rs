@@ -4,9 +4,10 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::admission::{Limit, Priority, Queue, RateLimit};
 use super::body::{Batch, Compress, Decompress};
 use super::guard::{Guard, Mirror};
-use super::values::{OneOrMany, Pause, Size, Switch, Time, Timeout, Whole};
+use super::values::{Brief, OneOrMany, Pause, Size, Switch, Time, Timeout, Whole};
 use super::{GIB, MIB};
 use crate::validated::{ErrorStyle, RetryReason};
 
@@ -45,6 +46,17 @@ pub struct Route {
     /// When another attempt is made, which is never after a byte of the response was sent. `off`
     /// switches it off. Default: on.
     pub retry: Switch<Retry>,
+    /// How fast requests may come, each rule by itself. Default: as fast as they do.
+    pub rates: Vec<RateLimit>,
+    /// How many requests may be in flight at once: a number, `adaptive`, a mapping, or off. Default:
+    /// off.
+    pub limit: Switch<Brief<Limit>>,
+    /// Lets requests wait that are more than `limit`, or off. Default: off.
+    pub queue: Switch<Queue>,
+    /// Who goes first when requests wait, here or in the queue of the backend. Default: none before
+    /// another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// What is changed on the way to the endpoint and back.
     pub rewrite: Rewrite,
     /// Response headers that tell about the proxy: arm (x-outrigger-arm), attempts
@@ -243,6 +255,10 @@ impl Default for Route {
             force_arm: Switch::On("x-outrigger-arm".to_owned()),
             deadline: Deadline::default(),
             retry: Switch::On(Retry::default()),
+            rates: Vec::new(),
+            limit: Switch::Off,
+            queue: Switch::Off,
+            priority: None,
             rewrite: Rewrite::default(),
             expose: Vec::new(),
             errors: ErrorStyle::Auto,

@@ -8,7 +8,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Batch, Compress, Decompress, Guard, Mirror, as_map, value_or_off};
+use super::{
+    Batch, Compress, Decompress, Guard, Limit, Mirror, Priority, Queue, RateKey, RateLimit, as_map,
+    value_or_off,
+};
 use crate::pattern::{Glob, HostPattern, PathPattern};
 use crate::units;
 
@@ -33,6 +36,17 @@ pub struct Route {
     /// When another attempt is made; `None` = never.
     #[serde(serialize_with = "value_or_off")]
     pub retry: Option<Retry>,
+    /// How fast requests may come; each by itself.
+    pub rates: Vec<RateLimit>,
+    /// How many may be in flight at once; `None` = as many as there are.
+    #[serde(serialize_with = "value_or_off")]
+    pub limit: Option<Limit>,
+    /// Who waits for a place; `None` = nobody. Only with `limit`.
+    #[serde(serialize_with = "value_or_off")]
+    pub queue: Option<Queue>,
+    /// Who goes first when requests wait; `None` = nobody.
+    #[serde(serialize_with = "value_or_off")]
+    pub priority: Option<Priority>,
     /// What is changed on the way.
     pub rewrite: Rewrite,
     /// What is told in response headers.
@@ -300,13 +314,14 @@ impl Match {
 }
 
 impl Route {
-    /// Whether the match, the stickiness, the rewrite or a key of a backend needs a field of a JSON
-    /// body.
+    /// Whether the match, the stickiness, the rewrite, a rate or a key of a backend needs a field of
+    /// a JSON body.
     #[must_use]
     pub fn reads_body(&self) -> bool {
         !self.matches.models.is_empty()
             || matches!(self.sticky, Some(Sticky::Body(_)))
             || self.rewrite.model.is_some()
+            || self.rates.iter().any(|rate| rate.per == RateKey::Model)
             || !self.key_fields.is_empty()
     }
 
