@@ -9,6 +9,7 @@
 //! is enough for [`check`] to give no configuration. Places that already have a problem of form get
 //! no second one.
 
+mod admission;
 mod answers;
 mod backend;
 mod route;

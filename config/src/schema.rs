@@ -6,6 +6,7 @@
 //!
 //! Leaves out what several values mean together: see `check`.
 
+mod admission;
 mod answers;
 mod backend;
 mod balance;
@@ -23,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::validated::{LogField, LogFormat, LogLevel};
+pub use admission::{AdaptiveLimit, Limit, Priority, Queue, RateLimit};
 pub use answers::{AnswerStore, AnswerWarmUp, Answers, Fallback, FallbackAnswers};
 pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
@@ -34,8 +36,8 @@ pub use route::{
     Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,
 };
 pub use values::{
-    Abbreviated, Brief, EndpointEntry, EndpointWeight, Moment, Number, OneOrMany, Pause, Percent,
-    Port, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
+    Abbreviated, Brief, EndpointEntry, EndpointWeight, LimitWord, Moment, Number, OneOrMany, Pause,
+    Percent, Port, Rate, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
 };
 
 const KIB: u64 = 1 << 10;

@@ -1,4 +1,5 @@
-//! Durations, sizes and percentages as people write them: `250ms`, `1h30m`, `64KiB`, `1MB`, `5%`.
+//! Durations, sizes, percentages and rates as people write them: `250ms`, `1h30m`, `64KiB`, `1MB`,
+//! `5%`, `100/s`.
 //!
 //! Decides which units exist and that none may be left out (a bare `30` is an error, `0` included).
 //! What is printed reads back as the same value. The words here are used by the schema (reading)
@@ -32,6 +33,12 @@ const SIZES: [(&str, u64); 9] = [
     ("kB", 1_000),
     ("B", 1),
 ];
+
+/// Seconds of each time that a rate has after its slash.
+const PERIODS: [(&str, u64); 4] = [("s", 1), ("min", 60), ("h", 3_600), ("d", 86_400)];
+
+/// The most that a rate has before its slash.
+const MAX_RATE: u64 = 1_000_000_000_000;
 
 /// Reads a duration: one or more `<number><unit>` without spaces, as `1h30m` or `1.5s`.
 ///
@@ -76,6 +83,30 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let factor = factor(&SIZES, unit).filter(|_| tail.is_empty());
     let factor = factor.ok_or_else(|| format!("\"{text}\" has an unknown unit"))?;
     scaled(number, factor).ok_or_else(|| format!("\"{text}\" is not a whole number of bytes"))
+}
+
+/// Reads a rate, as `100/s` or `1000000/min`, into how many in which time.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn parse_rate(text: &str) -> Result<(u64, Duration), String> {
+    let wrong = || format!("\"{text}\" is not a rate");
+    let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
+    let plain = number.bytes().all(|byte| byte.is_ascii_digit());
+    let count: u64 = number.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
+    let seconds = factor(&PERIODS, unit);
+    let seconds = seconds.ok_or_else(|| format!("\"{text}\" has an unknown unit"))?;
+    match count {
+        1..=MAX_RATE => Ok((count, Duration::from_secs(seconds))),
+        _ => Err(format!("must be 1 to {MAX_RATE} in a time, found {text}")),
+    }
+}
+
+/// `100/s`; the time is one of those that can be read.
+#[must_use]
+pub fn format_rate(count: u64, period: Duration) -> String {
+    let unit = PERIODS.iter().find(|(_, seconds)| *seconds == period.as_secs());
+    format!("{count}/{}", unit.map_or("s", |(unit, _)| unit))
 }
 
 /// `1h30m`: the fewest units that say it exactly; zero is `0s`.
@@ -266,6 +297,29 @@ mod tests {
             let duration = Duration::from_nanos(value);
             assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
             assert_eq!(parse_size(&format_size(value)), Ok(value));
+        }
+    }
+
+    #[test]
+    fn rates_are_read_and_printed() {
+        for text in ["100/s", "1000000/min", "1/h", "5/d", "1000000000000/s"] {
+            let (count, period) = parse_rate(text).expect(text);
+            assert_eq!(format_rate(count, period), text);
+        }
+        assert_eq!(parse_rate("6/min"), Ok((6, Duration::from_secs(60))));
+        for (text, why) in [
+            ("", "is not a rate"),
+            ("100", "is not a rate"),
+            ("/s", "is not a rate"),
+            ("+1/s", "is not a rate"),
+            ("1.5/s", "is not a rate"),
+            ("1/ s", "unknown unit"),
+            ("1/m", "unknown unit"),
+            ("0/s", "must be 1 to"),
+            ("1000000000001/s", "must be 1 to"),
+        ] {
+            let message = parse_rate(text).expect_err(text);
+            assert!(message.contains(why), "{text}: {message}");
         }
     }
 

@@ -6,6 +6,7 @@
 //!
 //! Leaves out how it was written: see [`crate::schema`].
 
+mod admission;
 mod answers;
 mod backend;
 mod balance;
@@ -27,6 +28,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::report::Problem;
 use crate::units;
 
+pub use admission::{
+    AdaptiveLimit, Allowance, Limit, LimitAlgorithm, PerTime, Priority, Queue, RateKey, RateLimit,
+};
 pub use answers::{
     AnswerStore, AnswerWarmUp, Answers, Fallback, FallbackAnswers, FallbackOn, FallbackReason,
     Replay,
@@ -267,6 +271,7 @@ log_fields! {
     FirstByteMs "first_byte_ms" "Until the first byte of the response, in milliseconds.";
     DeadlineMs "deadline_ms" "How long the first byte was waited for, where that was not simply configured.";
     UpstreamConnectMs "upstream_connect_ms" "To connect to the endpoint, in milliseconds.";
+    QueuedMs "queued_ms" "How long it waited for a place, in milliseconds.";
     Attempts "attempts" "How many attempts were made.";
     BytesIn "bytes_in" "Bytes of the request body.";
     BytesOut "bytes_out" "Bytes of the response body.";

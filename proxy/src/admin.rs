@@ -1,6 +1,8 @@
 //! The proxy's own pages: metrics, readiness, the configuration in force, live endpoints. On a runtime of its own, so
 //! that a scrape adds nothing to a request.
 
+mod admission;
+
 use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
@@ -46,6 +48,7 @@ GET  /live       the process answers
 GET  /ready      200 when traffic is welcome, 503 with reasons when not
 GET  /config     the configuration in force and how the last reload went
 GET  /endpoints  every endpoint with its live state
+GET  /admission  every limit, queue and rate with its live state
 GET  /canaries   every guarded arm, what its guard knows and has decided
 GET  /answers    how many answers are stored, and how often they were of use
 POST /answers/purge  forget answers: ?route=, model=, key=, tenant=own (whose credentials the request has), all=true
@@ -128,6 +131,7 @@ impl Admin {
             "/metrics" if read => self.metrics(accept),
             "/config" if read => self.config(),
             "/endpoints" if read => Page::json(StatusCode::OK, &self.endpoints()),
+            "/admission" if read => Page::json(StatusCode::OK, &admission::state(&self.proxy)),
             "/canaries" if read => Page::json(StatusCode::OK, &canaries(&self.proxy)),
             "/answers" if read => Page::json(StatusCode::OK, &answers(&self.proxy)),
             "/answers/purge" if method == Method::POST => {
@@ -136,8 +140,8 @@ impl Admin {
             "/drain" if method == Method::POST => self.drain(),
             "/reload" if method == Method::POST => self.reload(),
             "/drain" | "/reload" | "/answers/purge" => Page::only("POST"),
-            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/canaries"
-            | "/answers" => Page::only("GET, HEAD"),
+            "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/admission"
+            | "/canaries" | "/answers" => Page::only("GET, HEAD"),
             _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
         }
     }

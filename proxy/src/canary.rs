@@ -188,7 +188,10 @@ fn blame(outcome: Outcome) -> Option<bool> {
         | Outcome::ClientTimeout
         | Outcome::ClientGone
         | Outcome::Overloaded
+        | Outcome::QueueFull
+        | Outcome::QueueTimeout
         | Outcome::Shed
+        | Outcome::RateLimited
         | Outcome::Draining
         | Outcome::DrainCut
         | Outcome::Internal => None,

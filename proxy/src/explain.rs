@@ -5,9 +5,10 @@ use std::fmt::Write;
 
 use outrigger_config::{
     Config,
+    units::format_rate,
     validated::{
-        Action, Adaptive, Answers, Arm, Bound, Deadline, FallbackReason, Levels, Retry, Route,
-        Sticky,
+        Action, Adaptive, Allowance, Answers, Arm, Bound, Deadline, FallbackReason, Levels, Limit,
+        Queue, Retry, Route, Sticky,
     },
 };
 
@@ -115,6 +116,7 @@ fn write_route(
             write_deadline(out, &route.deadline)?;
             write_levels(out, route.levels.as_ref())?;
             write_retry(out, route.retry.as_ref())?;
+            write_admission(out, config, route, arms, request)?;
             write_beside(out, route)
         }
     }
@@ -152,6 +154,57 @@ fn write_choice(out: &mut String, route: &Route, request: &Described) -> std::fm
         Some(name) => writeln!(out, "  force    header {name} picks an arm"),
         None => writeln!(out, "  force    off"),
     }
+}
+
+/// What it has to pass before it is sent anywhere.
+fn write_admission(
+    out: &mut String,
+    config: &Config,
+    route: &Route,
+    arms: &[Arm],
+    request: &Described,
+) -> std::fmt::Result {
+    for rate in &route.rates {
+        write!(out, "  rate     per {}:", rate.per.name())?;
+        for (what, allowance) in [("requests", rate.requests), ("tokens", rate.tokens)] {
+            if let Some(Allowance { rate, burst }) = allowance {
+                let rate = format_rate(rate.count, rate.period);
+                write!(out, " {rate} {what}, {burst} at once;")?;
+            }
+        }
+        writeln!(out)?;
+    }
+    write_gate(out, "the route", route.limit.as_ref(), route.queue.as_ref())?;
+    for backend in arms.iter().map(|arm| &config.backends[arm.backend]) {
+        let of = format!("backend {}", backend.name);
+        write_gate(out, &of, backend.limit.as_ref(), backend.queue.as_ref())?;
+    }
+    if let Some(priority) = &route.priority {
+        let class = priority.class(request.head.fields.get(&priority.header));
+        let (name, all) = (&priority.classes[class], priority.classes.join(", "));
+        writeln!(out, "  priority {name}, of {all} by header {}", priority.header)?;
+    }
+    Ok(())
+}
+
+fn write_gate(
+    out: &mut String,
+    of: &str,
+    limit: Option<&Limit>,
+    queue: Option<&Queue>,
+) -> std::fmt::Result {
+    match limit {
+        None => {}
+        Some(Limit::InFlight(most)) => writeln!(out, "  limit    {most} in flight, of {of}")?,
+        Some(Limit::Adaptive(bounds)) => {
+            let (min, max) = (bounds.min, bounds.max);
+            writeln!(out, "  limit    adaptive from {min} to {max} in flight, of {of}")?;
+        }
+    }
+    if let Some(Queue { size, wait, target }) = queue {
+        writeln!(out, "  queue    {size} for {wait:?}, {target:?} when it stands, of {of}")?;
+    }
+    Ok(())
 }
 
 /// What happens beside the request and to its body.

@@ -19,6 +19,7 @@ use crate::{
         batch::{self, Way},
         bound::{bound, turn_away},
         conclude::{conclude, follow_up},
+        enter::enter,
         forward, respond,
         route::route,
     },
@@ -41,7 +42,10 @@ pub async fn serve(
     if proxy.drain.is_draining() {
         client.close_after_response();
     }
-    let outcome = match live_until_cut(&mut request, client, watchdog, cut).await {
+    let ended = live_until_cut(&mut request, client, watchdog, cut).await;
+    let outcome = ended.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
+    request.admitted.leave(outcome, request.trail.status);
+    let outcome = match ended {
         Ok(outcome) => outcome,
         Err(failure) => {
             if proxy.drain.is_draining() {
@@ -152,6 +156,7 @@ pub async fn call(
     route: &Arc<Route>,
     backend: Arc<Backend>,
 ) -> Result<Outcome, Failure> {
+    enter(request, client, watchdog, route, &backend).await?;
     let mut rng = rng();
     // Before the head is rewritten: keys are the client's.
     let ask = ask(request, client, watchdog, &backend).await?;

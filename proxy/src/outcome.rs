@@ -47,10 +47,16 @@ pub enum Outcome {
     ClientGone,
     /// No endpoint of the chosen arm is ready.
     NoEndpoint,
-    /// Every endpoint has as many requests as it may have.
+    /// Every endpoint, the backend or the route has as many requests as it may have.
     Overloaded,
-    /// The route turns requests away at its present load.
+    /// As many requests wait for a place as may.
+    QueueFull,
+    /// It waited for a place for as long as it may.
+    QueueTimeout,
+    /// It was turned away at once: by a load level of its route, or because it would have waited for too long.
     Shed,
+    /// Whoever sent it asks too often, or for too much.
+    RateLimited,
     /// The proxy is about to stop and takes no new requests.
     Draining,
     /// No connection to an endpoint could be made.
@@ -77,7 +83,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 32] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
@@ -95,7 +101,10 @@ impl Outcome {
         Self::ClientGone,
         Self::NoEndpoint,
         Self::Overloaded,
+        Self::QueueFull,
+        Self::QueueTimeout,
         Self::Shed,
+        Self::RateLimited,
         Self::Draining,
         Self::ConnectFailed,
         Self::ConnectTimeout,
@@ -152,7 +161,10 @@ impl Outcome {
             Self::ClientGone => "client_gone",
             Self::NoEndpoint => "no_endpoint",
             Self::Overloaded => "overloaded",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
             Self::Shed => "shed",
+            Self::RateLimited => "rate_limited",
             Self::Draining => "draining",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimeout => "connect_timeout",
@@ -183,13 +195,18 @@ impl Outcome {
             Self::ClientTimeout => Some(408),
             Self::TooLarge => Some(413),
             Self::UnsupportedCoding => Some(415),
+            Self::RateLimited => Some(429),
             Self::HeaderTooLarge => Some(431),
             Self::ClientGone => Some(499),
             Self::Internal => Some(500),
             Self::ConnectFailed | Self::UpstreamReset | Self::UpstreamInvalid => Some(502),
-            Self::NoEndpoint | Self::Overloaded | Self::Shed | Self::Draining | Self::DrainCut => {
-                Some(503)
-            }
+            Self::NoEndpoint
+            | Self::Overloaded
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::Shed
+            | Self::Draining
+            | Self::DrainCut => Some(503),
             Self::NotStored
             | Self::ConnectTimeout
             | Self::FirstByteTimeout
@@ -228,7 +245,10 @@ impl Outcome {
             | Self::ClientGone
             | Self::NoEndpoint
             | Self::Overloaded
+            | Self::QueueFull
+            | Self::QueueTimeout
             | Self::Shed
+            | Self::RateLimited
             | Self::Draining
             | Self::TotalTimeout
             | Self::DrainCut
@@ -255,7 +275,10 @@ impl Outcome {
             Self::ClientTimeout
             | Self::NoEndpoint
             | Self::Overloaded
+            | Self::QueueFull
+            | Self::QueueTimeout
             | Self::Shed
+            | Self::RateLimited
             | Self::Draining
             | Self::ConnectFailed
             | Self::ConnectTimeout
@@ -277,11 +300,11 @@ impl Outcome {
         }
     }
 
-    /// Whether our answer carries `Retry-After`. Every 503 and 504 does, and every answer that asks
+    /// Whether our answer carries `Retry-After`. Every 429, 503 and 504 does, and every answer that asks
     /// for another try: a client without a hint comes back at once and makes it worse.
     #[must_use]
     pub const fn wants_retry_after(self) -> bool {
-        matches!(self.status(), Some(503 | 504))
+        matches!(self.status(), Some(429 | 503 | 504))
             || (matches!(self.should_retry(), Some(true)) && matches!(self.status(), Some(502)))
     }
 
@@ -299,11 +322,13 @@ impl Outcome {
             | Self::GapTimeout
             | Self::TotalTimeout
             | Self::Stalled => 4,
-            Self::TooLarge | Self::HeaderTooLarge => 8,
+            Self::TooLarge | Self::HeaderTooLarge | Self::RateLimited => 8,
             Self::NoRoute | Self::MethodNotAllowed | Self::UnsupportedCoding => 12,
             Self::UpstreamInvalid | Self::Internal => 13,
             Self::NoEndpoint
             | Self::Overloaded
+            | Self::QueueFull
+            | Self::QueueTimeout
             | Self::Shed
             | Self::Draining
             | Self::ConnectFailed
@@ -337,9 +362,10 @@ impl Outcome {
             Self::ClientGone => "The client closed the connection before the answer was complete.",
             Self::NoEndpoint => "No model server is ready for this request. Try again shortly.",
             Self::Overloaded => "All model servers are busy. Try again shortly.",
-            Self::Shed => {
-                "There are too many requests at the moment. Try again after the time given."
-            }
+            Self::QueueFull => "All model servers are busy and many wait. Try again shortly.",
+            Self::QueueTimeout => "No model server became free in time. Try again shortly.",
+            Self::Shed => "There are more requests than can be served in time. Try again shortly.",
+            Self::RateLimited => "Requests come faster than is allowed. Slow down.",
             Self::Draining => "This instance is shutting down. Try again on a new connection.",
             Self::ConnectFailed => "The model server could not be reached. Try again shortly.",
             Self::ConnectTimeout => {
@@ -405,7 +431,11 @@ pub fn error_body(
     let status = outcome.status().unwrap_or(500);
     match format {
         ErrorFormat::OpenAi => {
-            let kind = if status < 500 { "invalid_request_error" } else { "server_error" };
+            let kind = match status {
+                429 => "rate_limit_error",
+                500.. => "server_error",
+                _ => "invalid_request_error",
+            };
             let body = json!({"error": {
                 "message": format!("{message} (request {request_id})"),
                 "type": kind,
@@ -440,8 +470,11 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::HeaderTooLarge => "Request Header Fields Too Large",
         Outcome::ClientGone => "Client Closed Request",
         Outcome::ConnectFailed | Outcome::UpstreamReset | Outcome::UpstreamInvalid => "Bad Gateway",
+        Outcome::RateLimited => "Too Many Requests",
         Outcome::NoEndpoint
         | Outcome::Overloaded
+        | Outcome::QueueFull
+        | Outcome::QueueTimeout
         | Outcome::Shed
         | Outcome::Draining
         | Outcome::DrainCut => "Service Unavailable",
@@ -491,7 +524,7 @@ mod tests {
             if matches!(status, Some(429 | 503 | 504)) {
                 assert!(outcome.wants_retry_after(), "{outcome}");
             }
-            if matches!(status, Some(400..=407 | 409..=499)) {
+            if matches!(status, Some(400..=407 | 409..=428 | 430..=499)) {
                 assert_ne!(outcome.should_retry(), Some(true), "{outcome}");
                 assert!(!outcome.is_endpoint_fault(), "{outcome}");
             }

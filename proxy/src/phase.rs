@@ -1,4 +1,5 @@
-//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`bound`], [`ask`],
+//! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`bound`], [`answer`],
+//! [`enter`], [`ask`],
 //! [`attempt`], [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
 
 pub mod admit;
@@ -8,6 +9,7 @@ pub mod attempt;
 pub mod batch;
 pub mod bound;
 pub mod conclude;
+pub mod enter;
 pub mod forward;
 pub mod mirror;
 pub mod respond;

@@ -375,6 +375,9 @@ impl<'r, 'c> Exchange<'r, 'c> {
             }
             let transition = self.place.first_byte(after, now);
             self.place.endpoint().announce(transition);
+            if let Some(after) = after.filter(|_| self.request.progress.is_event_stream()) {
+                self.request.admitted.stream_began(after, self.request.upload.received());
+            }
             if let (Some(after), Some(turn)) = (after, &self.turn)
                 && self.request.progress.is_event_stream()
             {

@@ -112,6 +112,7 @@ fn swap(proxy: &Proxy, mut config: Config) -> Result<Vec<&'static str>, Vec<Stri
     let new = Arc::new(new);
     proxy.snapshot.store(Arc::clone(&new));
     new.guards_take_over(Some(&old));
+    new.open_gates(&old, &proxy.metrics);
     old.dismiss_endpoints_not_in(&new, &proxy.registry);
     proxy.snapshot_changed.notify_one();
     tracing::info!(generation, "configuration in force");

@@ -10,6 +10,7 @@ use outrigger_config::validated::BudgetField;
 use rand::{Rng, RngExt};
 
 use crate::{
+    admission::Admitted,
     answers::Recording,
     endpoint::Endpoint,
     learning::Learning,
@@ -75,6 +76,8 @@ pub struct Request {
     pub report_asked: Option<Format>,
     /// What encodes its response, once that has broken off.
     pub packer: Option<Packer>,
+    /// The places it holds, and what it was charged.
+    pub admitted: Admitted,
     /// It could have shared a call and goes by itself.
     pub solo: Option<Solo>,
     /// Under what its answer is stored, if it may be.
@@ -100,6 +103,8 @@ pub struct Trail {
     pub tried: Vec<SocketAddr>,
     /// The last of them: where the response came from, if one came.
     pub endpoint: Option<Arc<Endpoint>>,
+    /// How long it waited for places; `None` when it did not have to.
+    pub queued: Option<Duration>,
     /// How long the last connection took to make; `None` when it was used again.
     pub connect: Option<Duration>,
     /// How long the first byte of the last attempt is waited for.
@@ -121,20 +126,29 @@ pub struct Failure {
     pub outcome: Outcome,
     /// What happened, for the client and the log.
     pub detail: String,
-    /// When to come back, where that is known.
-    pub retry_after: Option<Duration>,
+    /// When to try again, where that is known.
+    pub retry: Option<Retry>,
+}
+
+/// When a client should try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// After so long.
+    After(Duration),
+    /// Not at all: it would end the same way.
+    Never,
 }
 
 impl Failure {
     /// A failure and what happened.
     pub fn new(outcome: Outcome, detail: impl Into<String>) -> Self {
-        Failure { outcome, detail: detail.into(), retry_after: None }
+        Failure { outcome, detail: detail.into(), retry: None }
     }
 
-    /// The same, and when to come back.
+    /// The same, with what is known of another try.
     #[must_use]
-    pub fn retry_after(self, after: Duration) -> Self {
-        Failure { retry_after: Some(after), ..self }
+    pub fn retry(self, retry: Retry) -> Self {
+        Failure { retry: Some(retry), ..self }
     }
 }
 
@@ -172,6 +186,7 @@ impl Request {
             model: None,
             report_asked: None,
             packer: None,
+            admitted: Admitted::default(),
             solo: None,
             asked: None,
             recording: None,
@@ -211,6 +226,7 @@ impl Request {
             model: self.model.clone(),
             report_asked: None,
             packer: None,
+            admitted: Admitted::default(),
             solo: None,
             asked: self.asked.clone(),
             recording: None,

@@ -13,6 +13,7 @@ use outrigger_config::{
 };
 
 use crate::{
+    admission::{gate::Gate, rules::Rule},
     answers::Store,
     canary::{self, Canary},
     deadline::{self, Knowledge, Learner},
@@ -22,7 +23,7 @@ use crate::{
     phase::{answer::Shelf, batch::Batcher, bound::LoadLevels, mirror::Mirror},
     retry::{self, Budget},
     split::{self, Schedule, ScheduleError},
-    telemetry::metrics::{ArmMetrics, Metrics, RouteMetrics},
+    telemetry::metrics::{ArmMetrics, Metrics, RouteMetrics, Scope},
     upstream::Backend,
     wire::h1::parse::{HeadLimits, MAX_FIELDS},
 };
@@ -57,6 +58,10 @@ pub struct Route {
     pub retry: Option<retry::Policy>,
     /// How much of the traffic may be retries.
     pub budget: Arc<Budget>,
+    /// How fast its requests may come.
+    pub rules: Vec<Arc<Rule>>,
+    /// What its requests pass, where something limits them.
+    pub gate: Option<Arc<Gate>>,
     /// What takes an arm out that does worse than another.
     pub canary: Option<Arc<Canary>>,
     /// Where copies of its requests go.
@@ -155,6 +160,40 @@ impl Snapshot {
         let limits = &self.config.limits;
         let bytes = usize::try_from(limits.header_bytes).unwrap_or(usize::MAX).min(16 << 20);
         HeadLimits { bytes, fields: limits.headers.min(MAX_FIELDS) }
+    }
+
+    /// Puts the limits and queues of this configuration into force, and takes those of `old` away that it has no more:
+    /// whoever waits there may go.
+    pub fn open_gates(&self, old: &Snapshot, metrics: &Metrics) {
+        for route in &self.routes {
+            if let Some(gate) = &route.gate {
+                gate.configure(route.settings.limit.as_ref(), route.settings.queue.as_ref());
+            }
+        }
+        for backend in &self.backends {
+            if let Some(gate) = &backend.gate {
+                gate.configure(backend.settings.limit.as_ref(), backend.settings.queue.as_ref());
+            }
+        }
+        let gone = |route: &&Arc<Route>| {
+            self.route(&route.settings.name).is_none_or(|new| new.gate.is_none())
+        };
+        for route in old.routes.iter().filter(gone) {
+            if let Some(gate) = &route.gate {
+                gate.configure(None, None);
+                metrics.forget_gate(Scope::Route, &route.settings.name);
+            }
+        }
+        let new = |name: &str| self.backends.iter().find(|backend| *backend.name == *name);
+        let gone =
+            |backend: &&Arc<Backend>| new(&backend.name).is_none_or(|new| new.gate.is_none());
+        for backend in old.backends.iter().filter(gone) {
+            if let Some(gate) = &backend.gate {
+                gate.configure(None, None);
+                gate.endpoints_changed();
+                metrics.forget_gate(Scope::Backend, &backend.name);
+            }
+        }
     }
 
     /// Endpoints that no backend of `new` has any more leave.
@@ -285,6 +324,12 @@ impl Route {
             None => Arc::new(new_budget(settings)),
         };
         let retry = settings.retry.as_ref().map(retry_policy);
+        let rules = rules(settings, old, metrics);
+        let gate = settings.limit.as_ref().map(|limit| {
+            let series = || metrics.gate(Scope::Route, &settings.name);
+            let new = || Gate::new(Some(limit), settings.queue.as_ref(), series());
+            old.and_then(|old| old.gate.clone()).unwrap_or_else(new)
+        });
         let metrics = metrics.route(&settings.name);
         let settings = settings.clone();
         Ok(Route {
@@ -293,6 +338,8 @@ impl Route {
             metrics,
             retry,
             budget,
+            rules,
+            gate,
             canary,
             mirror,
             batcher,
@@ -467,6 +514,17 @@ fn learned(
         Some(same.map_or_else(new, |(_, learning)| Arc::clone(learning)))
     };
     arms.iter().map(of_arm).collect()
+}
+
+/// The rules of a route: a rule that was there before goes on, another begins with full allowances.
+fn rules(settings: &config::Route, old: Option<&Arc<Route>>, metrics: &Metrics) -> Vec<Arc<Rule>> {
+    let mut known: Vec<_> = old.map_or_else(Vec::new, |old| old.rules.clone());
+    let rule = |rate: &config::RateLimit| {
+        let same = known.iter().position(|rule| rule.settings == *rate);
+        let new = || Arc::new(Rule::new(rate.clone(), metrics.rates(&settings.name, rate.per)));
+        same.map_or_else(new, |index| known.swap_remove(index))
+    };
+    settings.rates.iter().map(rule).collect()
 }
 
 fn budget_of(route: &config::Route) -> Option<config::RetryBudget> {

@@ -6,7 +6,7 @@ mod endpoints;
 
 use super::{Checker, on, text};
 use crate::read::tree::Node;
-use crate::schema::{self, File};
+use crate::schema::{self, File, Switch};
 use crate::validated::{
     Action, Backend, Health, HealthCheck, Listener, Route, SlowStart, StatusRange, WarmUp,
     WarmUpRequest,
@@ -40,6 +40,15 @@ impl Checker<'_> {
         let at = node.at("health");
         let health = backend.health.as_ref().and_then(|health| self.health(at, health));
         let warm_up = backend.warm_up.as_ref();
+        let limit = self.limit(node.at("limit"), &backend.limit);
+        let queue = self.queue(node.at("queue"), &backend.queue);
+        let limited = backend.limit != Switch::Off
+            || backend.max_connections != Switch::Off
+            || backend.signals.agent != Switch::Off;
+        if queue.is_some() && !limited {
+            let help = "set `limit` or `max_connections` beside it".to_owned();
+            self.wrong_key(node.at("queue"), "has nothing to wait for", Some(help));
+        }
         Backend {
             name: name.to_owned(),
             endpoints: self.endpoints(node.at("endpoints"), backend, listeners),
@@ -48,6 +57,8 @@ impl Checker<'_> {
             signals: self.signals(node.at("signals"), &backend.signals),
             locality: self.locality(node.at("locality"), &backend.locality),
             max_connections: on(&backend.max_connections).map(|most| most.0 as usize),
+            limit,
+            queue,
             health,
             warm_up: warm_up.map(|warm_up| self.warm_up(node.at("warm_up"), warm_up)),
             slow_start: on(&backend.slow_start).map(|brief| slow_start(&brief.0)),

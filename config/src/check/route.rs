@@ -17,7 +17,7 @@ use crate::validated::{
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 13] = [
+const ABOUT_ENDPOINTS: [&str; 17] = [
     "sticky",
     "force_arm",
     "deadline",
@@ -25,6 +25,10 @@ const ABOUT_ENDPOINTS: [&str; 13] = [
     "retry",
     "answers",
     "fallback",
+    "rates",
+    "limit",
+    "queue",
+    "priority",
     "rewrite",
     "expose",
     "mirror",
@@ -84,6 +88,15 @@ impl Checker<'_> {
         let deadline = self.deadline(node.at("deadline"), &route.deadline.0);
         let levels = self.levels(node.at("levels"), &route.levels, action.as_ref(), file);
         let retry = self.retry(node.at("retry"), &route.retry);
+        let rates = self.rates(node.at("rates"), &route.rates);
+        let limit = self.limit(node.at("limit"), &route.limit);
+        let queue = self.queue(node.at("queue"), &route.queue);
+        if queue.is_some() && route.limit == Switch::Off {
+            let help = "set `limit` beside it".to_owned();
+            self.wrong_key(node.at("queue"), "has nothing to wait for", Some(help));
+        }
+        let priority = route.priority.as_ref();
+        let priority = priority.and_then(|priority| self.priority(node.at("priority"), priority));
         let guard = route.guard.as_ref();
         let guard = guard.and_then(|guard| self.guard(node, guard, action.as_ref()));
         let mirror = route.mirror.as_ref();
@@ -102,6 +115,10 @@ impl Checker<'_> {
             retry,
             answers,
             fallback,
+            rates,
+            limit,
+            queue,
+            priority,
             rewrite,
             expose: expose(&route.expose),
             errors: route.errors,

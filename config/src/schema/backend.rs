@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::admission::{Limit, Queue};
 use super::balance::{Balance, Locality, Signals};
 use super::ejection::Ejection;
 use super::values::{
@@ -33,6 +34,12 @@ pub struct Backend {
     pub locality: Locality,
     /// Requests in flight per endpoint, 1 to 1000000, or off for no limit. Default: off.
     pub max_connections: Switch<Whole<1, 1_000_000>>,
+    /// Requests in flight at all endpoints together: a number, `adaptive`, a mapping, or off. Default:
+    /// off.
+    pub limit: Switch<Brief<Limit>>,
+    /// Lets requests wait that are more than `limit`, or for whom every endpoint has `max_connections`
+    /// in flight; or off. Default: off.
+    pub queue: Switch<Queue>,
     /// An active check of every endpoint. Default: none, an endpoint is ready at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
@@ -133,6 +140,8 @@ impl Default for Backend {
             signals: Signals::default(),
             locality: Locality::default(),
             max_connections: Switch::Off,
+            limit: Switch::Off,
+            queue: Switch::Off,
             health: None,
             warm_up: None,
             slow_start: Switch::Off,

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::admission::{Limit, Priority, Queue, RateLimit};
 use super::answers::{Answers, Fallback};
 use super::body::{Batch, Compress, Decompress};
 use super::deadline::{Deadline, Levels};
@@ -53,6 +54,17 @@ pub struct Route {
     pub answers: Switch<Answers>,
     /// What is served where there would be an error.
     pub fallback: Fallback,
+    /// How fast requests may come, each rule by itself. Default: as fast as they do.
+    pub rates: Vec<RateLimit>,
+    /// How many requests may be in flight at once: a number, `adaptive`, a mapping, or off. Default:
+    /// off.
+    pub limit: Switch<Brief<Limit>>,
+    /// Lets requests wait that are more than `limit`, or off. Default: off.
+    pub queue: Switch<Queue>,
+    /// Who goes first when requests wait, here or in the queue of the backend. Default: none before
+    /// another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// What is changed on the way to the endpoint and back.
     pub rewrite: Rewrite,
     /// Response headers that tell about the proxy: arm (x-outrigger-arm), attempts
@@ -239,6 +251,10 @@ impl Default for Route {
             retry: Switch::On(Retry::default()),
             answers: Switch::Off,
             fallback: Fallback::default(),
+            rates: Vec::new(),
+            limit: Switch::Off,
+            queue: Switch::Off,
+            priority: None,
             rewrite: Rewrite::default(),
             expose: Vec::new(),
             errors: ErrorStyle::Auto,

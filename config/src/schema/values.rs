@@ -16,6 +16,7 @@ macro_rules! inline {
     };
 }
 
+mod admission;
 mod number;
 
 use std::fmt;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 
 use crate::units;
+pub use admission::{LimitWord, Rate};
 pub use number::{Number, Percent};
 
 const MILLI: u64 = 1_000;
@@ -83,6 +85,8 @@ pub trait Abbreviated {
     type Short;
     /// What the forms are called in a mistake.
     const FORMS: &'static str;
+    /// Whether a number is such a value.
+    const NUMBERS: bool = false;
 
     /// What the value alone means.
     fn from_short(short: Self::Short) -> Self;
@@ -409,6 +413,13 @@ where
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
         M::Short::deserialize(text.into_deserializer()).map(Brief::short)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        match M::NUMBERS {
+            true => M::Short::deserialize(number.into_deserializer()).map(Brief::short),
+            false => Err(E::invalid_type(de::Unexpected::Unsigned(number), &self)),
+        }
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {

@@ -1,5 +1,6 @@
 //! What a file means: defaults, forms of one thing, what a reload cannot change, what is printed.
 
+mod admission;
 mod backends;
 mod deadlines;
 mod routes;

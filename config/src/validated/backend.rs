@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Balance, Ejection, Locality, Signals, as_map, value_or_off};
+use super::{Balance, Ejection, Limit, Locality, Queue, Signals, as_map, value_or_off};
 use crate::units;
 
 /// A named group of endpoints with one balancing policy.
@@ -33,6 +33,12 @@ pub struct Backend {
     /// Requests in flight per endpoint; `None` = no limit.
     #[serde(serialize_with = "number_or_off")]
     pub max_connections: Option<usize>,
+    /// Requests in flight at all endpoints together; `None` = no limit.
+    #[serde(serialize_with = "value_or_off")]
+    pub limit: Option<Limit>,
+    /// Who waits for a place; `None` = nobody.
+    #[serde(serialize_with = "value_or_off")]
+    pub queue: Option<Queue>,
     /// The active check; `None` = every endpoint is ready at once and stays so.
     #[serde(serialize_with = "value_or_off")]
     pub health: Option<Health>,

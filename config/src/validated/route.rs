@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    Answers, Batch, Compress, Deadline, Decompress, Fallback, Guard, Levels, Mirror, as_map,
-    value_or_off,
+    Answers, Batch, Compress, Deadline, Decompress, Fallback, Guard, Levels, Limit, Mirror,
+    Priority, Queue, RateKey, RateLimit, as_map, value_or_off,
 };
 use crate::pattern::{Glob, HostPattern, PathPattern};
 use crate::units;
@@ -44,6 +44,17 @@ pub struct Route {
     pub answers: Option<Answers>,
     /// What is served where there would be an error.
     pub fallback: Fallback,
+    /// How fast requests may come; each by itself.
+    pub rates: Vec<RateLimit>,
+    /// How many may be in flight at once; `None` = as many as there are.
+    #[serde(serialize_with = "value_or_off")]
+    pub limit: Option<Limit>,
+    /// Who waits for a place; `None` = nobody. Only with `limit`.
+    #[serde(serialize_with = "value_or_off")]
+    pub queue: Option<Queue>,
+    /// Who goes first when requests wait; `None` = nobody.
+    #[serde(serialize_with = "value_or_off")]
+    pub priority: Option<Priority>,
     /// What is changed on the way.
     pub rewrite: Rewrite,
     /// What is told in response headers.
@@ -294,13 +305,14 @@ impl Match {
 }
 
 impl Route {
-    /// Whether the match, the stickiness, the rewrite or a key of a backend needs a field of a JSON
-    /// body.
+    /// Whether the match, the stickiness, the rewrite, a rate or a key of a backend needs a field of
+    /// a JSON body.
     #[must_use]
     pub fn reads_body(&self) -> bool {
         !self.matches.models.is_empty()
             || matches!(self.sticky, Some(Sticky::Body(_)))
             || self.rewrite.model.is_some()
+            || self.rates.iter().any(|rate| rate.per == RateKey::Model)
             || !self.key_fields.is_empty()
     }
 

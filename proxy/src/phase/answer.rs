@@ -280,7 +280,9 @@ fn reason_of(outcome: Outcome) -> Option<FallbackReason> {
         Outcome::NoEndpoint => Some(FallbackReason::NoEndpoint),
         Outcome::ConnectFailed => Some(FallbackReason::Connect),
         Outcome::UpstreamReset | Outcome::UpstreamInvalid => Some(FallbackReason::Reset),
-        Outcome::Overloaded | Outcome::Shed => Some(FallbackReason::Shed),
+        Outcome::Overloaded | Outcome::QueueFull | Outcome::QueueTimeout | Outcome::Shed => {
+            Some(FallbackReason::Shed)
+        }
         Outcome::ServerError => Some(FallbackReason::ServerError),
         Outcome::Ok
         | Outcome::ClientError
@@ -296,6 +298,7 @@ fn reason_of(outcome: Outcome) -> Option<FallbackReason> {
         | Outcome::MethodNotAllowed
         | Outcome::ClientTimeout
         | Outcome::ClientGone
+        | Outcome::RateLimited
         | Outcome::Draining
         | Outcome::DrainCut
         | Outcome::Internal => None,

@@ -14,7 +14,7 @@ use std::{
 
 use rand::Rng;
 
-use super::{answer, ask::is_json, forward, respond, route::body_failure};
+use super::{answer, ask::is_json, enter::wait_for_place, forward, respond, route::body_failure};
 use crate::{
     balance::Ask,
     deadline::{Expiry, Limit, Next, Watchdog},
@@ -131,7 +131,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     }
 
     async fn attempt(&mut self) -> Result<Outcome, Miss> {
-        let place = self.choose().map_err(Miss::Final)?;
+        let place = self.place().await.map_err(Miss::Final)?;
         self.request.trail.attempts += 1;
         self.request.trail.tried.push(place.endpoint().address);
         self.request.trail.endpoint = Some(Arc::clone(place.endpoint()));
@@ -148,6 +148,40 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         self.hop_marked = forward::mark_hop(fields, &place, self.hop_marked);
         let (upstream, place) = self.connect(place, reuse).await?;
         self.exchange(upstream, place).await
+    }
+
+    /// A place at an endpoint. The first attempt may wait for one, if the backend has a queue; one that has been promised
+    /// a certain endpoint, or has tried others, may not: the place that comes free would not be for it.
+    async fn place(&mut self) -> Result<Place, Failure> {
+        loop {
+            let gate = self.backend.gate.clone();
+            let freed = gate.as_ref().map(|gate| gate.freed());
+            let chosen = self.choose();
+            let may_wait = self.request.trail.tried.is_empty() && !self.hopped;
+            match (chosen, gate.zip(freed)) {
+                (Err(Failure { outcome: Outcome::Overloaded, .. }), Some((gate, freed)))
+                    if may_wait && self.backend.settings.queue.is_some() =>
+                {
+                    wait_for_place(
+                        self.request,
+                        self.client,
+                        self.watchdog,
+                        &self.backend,
+                        (&gate, freed),
+                    )
+                    .await?;
+                }
+                (chosen, _) => {
+                    // Where nobody could serve, those who wait behind are to know it too.
+                    if let (Some(permit), true) =
+                        (&mut self.request.admitted.backend, chosen.is_ok())
+                    {
+                        permit.looked();
+                    }
+                    return chosen;
+                }
+            }
+        }
     }
 
     fn choose(&mut self) -> Result<Place, Failure> {
@@ -523,6 +557,14 @@ async fn relay(
     match result {
         Ok(()) => {
             let outcome = Outcome::of_upstream_status(status);
+            if let Some(first_byte) = first_byte
+                && outcome == Outcome::Ok
+                && !exchange.request.progress.is_event_stream()
+            {
+                let request = &*exchange.request;
+                let summary = request.progress.summary();
+                request.admitted.whole_answer(first_byte, request.upload.received(), &summary);
+            }
             endpoint.metrics.ended(outcome);
             let transition = exchange.place.succeeded(Instant::now());
             endpoint.announce(transition);

@@ -18,7 +18,7 @@ use crate::{
     deadline::Budget,
     level::{Arrivals, Ladder},
     outcome::Outcome,
-    request::{Failure, Request},
+    request::{Failure, Request, Retry},
     snapshot::{Action, Route, Snapshot},
     telemetry::metrics::{ClientBudget, LevelMetrics},
     wire::Fields,
@@ -226,7 +226,7 @@ pub fn turn_away(request: &Request, route: &Route) -> Result<(), Failure> {
             let from = allowed.level.map_or(0.0, |level| level.from);
             let detail =
                 format!("the load of route {} has reached {from} {by}", route.settings.name);
-            Err(Failure::new(Outcome::Shed, detail).retry_after(allowed.lasts))
+            Err(Failure::new(Outcome::Shed, detail).retry(Retry::After(allowed.lasts)))
         }
     }
 }

@@ -21,6 +21,7 @@ pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
     let first_byte = request.progress.first_byte_after(request.start);
     let status = request.trail.status.or(outcome.status()).unwrap_or(CLIENT_GONE);
     count(request, outcome, status, duration, first_byte);
+    settle(request, outcome, end);
     if log.is_on() {
         log.write(&record(request, outcome, status, duration, first_byte));
     }
@@ -44,6 +45,15 @@ pub fn follow_up(request: &mut Request, outcome: Outcome) {
     }
     if let Some(mirror) = &route.mirror {
         mirror.copy(request, outcome);
+    }
+}
+
+/// What it was charged is settled by what the model server said; one that was not answered cost its prompt at most.
+fn settle(request: &mut Request, outcome: Outcome, now: Instant) {
+    if request.admitted.bill.is_some() {
+        let summary = request.progress.summary();
+        let worked_on = request.trail.attempts > 0 && outcome != Outcome::ConnectFailed;
+        request.admitted.settle(worked_on.then_some(&summary), now);
     }
 }
 
@@ -95,6 +105,7 @@ fn record<'a>(
         first_byte,
         deadline: trail.first_byte_limit.filter(|_| request.allowed.is_unusual(request)),
         upstream_connect: trail.connect,
+        queued: trail.queued,
         attempts: trail.attempts,
         bytes_in: request.upload.received(),
         bytes_out: request.progress.bytes(),

@@ -7,14 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use outrigger_config::validated as config;
+use outrigger_config::{units::format_duration, validated as config};
 
 use super::forward::{append_via, edit};
 use crate::{
     compress::{self, Encoder},
     deadline::{Expiry, Next, Watchdog},
     outcome::{ErrorFormat, Outcome, error_body},
-    request::{Failure, Request},
+    request::{Failure, Request, Retry},
     snapshot::Route,
     stream::Kind,
     wire::{BodyLength, Downstream, Fields, Frame, ResponseHead, Side, hop::strip_hop_by_hop},
@@ -22,6 +22,11 @@ use crate::{
 
 /// When to come back where nothing is known of how long it will last: the least that the field can say.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How much there is, how much is left, and when all of it is there again; of requests and of tokens.
+const RATE_FIELDS: [[&str; 3]; 2] = [
+    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+    ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
+];
 /// How long a client may take to read why its response broke off.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -34,6 +39,7 @@ pub fn prepare(head: &mut ResponseHead, request: &Request, route: &Route) {
         head.fields.append("upgrade", protocol);
     }
     append_via(&mut head.fields, head.version);
+    tell_rates(&mut head.fields, request);
     edit(&mut head.fields, &route.settings.rewrite.response_headers);
     expose(&mut head.fields, request, &route.settings.expose);
 }
@@ -66,9 +72,26 @@ fn expose(fields: &mut Fields, request: &Request, expose: &config::Expose) {
 fn server_timing(request: &Request, now: Instant) -> String {
     let millis = |d: Duration| d.as_secs_f64() * 1e3;
     let total = millis(now.duration_since(request.start));
-    match request.trail.connect {
-        Some(connect) => format!("connect;dur={:.2}, upstream;dur={total:.2}", millis(connect)),
-        None => format!("upstream;dur={total:.2}"),
+    let mut text = String::new();
+    for (name, part) in [("queue", request.trail.queued), ("connect", request.trail.connect)] {
+        if let Some(part) = part {
+            text += &format!("{name};dur={:.2}, ", millis(part));
+        }
+    }
+    text + &format!("upstream;dur={total:.2}")
+}
+
+/// How its allowances stand, by the names that clients of the OpenAI interface know.
+fn tell_rates(fields: &mut Fields, request: &Request) {
+    let Some(standing) = request.admitted.standing() else { return };
+    let kinds = [(standing.requests, RATE_FIELDS[0]), (standing.tokens, RATE_FIELDS[1])];
+    for (standing, [limit, remaining, reset]) in kinds {
+        let Some(standing) = standing else { continue };
+        fields.set(limit, standing.limit.to_string());
+        fields.set(remaining, standing.remaining.to_string());
+        let millis = standing.full_in.as_nanos().div_ceil(1_000_000);
+        let full_in = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+        fields.set(reset, format_duration(full_in));
     }
 }
 
@@ -127,20 +150,10 @@ pub async fn failure(
     if failure.outcome == Outcome::UnsupportedCoding {
         head.fields.append("accept-encoding", compress::decode::ACCEPTED);
     }
-    if let Some(retry) = failure.outcome.should_retry() {
-        head.fields.append("x-should-retry", if retry { "true" } else { "false" });
-    }
-    if failure.outcome.wants_retry_after() {
-        head.fields.append("retry-after", whole_seconds(failure).to_string());
-    }
+    tell_rates(&mut head.fields, request);
+    tell_retry(&mut head.fields, failure);
     // A client that does not take its error is gone; the outcome stays what it was.
     let _ = send(request, client, watchdog, head, body.into()).await;
-}
-
-/// When to come back, in seconds: never too early.
-fn whole_seconds(failure: &Failure) -> u64 {
-    let after = failure.retry_after.unwrap_or_default().max(RETRY_AFTER);
-    after.as_secs() + u64::from(after.subsec_nanos() > 0)
 }
 
 /// The same to a client of gRPC: the status is in the head, which is all there is.
@@ -153,9 +166,16 @@ async fn grpc_failure(
     let mut head = ResponseHead::new(200);
     head.fields.append("content-type", "application/grpc");
     tell_grpc(&mut head.fields, failure);
-    if failure.outcome.wants_retry_after() {
-        let millis = whole_seconds(failure) * 1_000;
-        head.fields.append("grpc-retry-pushback-ms", millis.to_string());
+    match failure.retry {
+        // What is below zero says no.
+        Some(Retry::Never) => head.fields.append("grpc-retry-pushback-ms", "-1"),
+        _ if !failure.outcome.wants_retry_after() => {}
+        Some(Retry::After(after)) => {
+            head.fields.append("grpc-retry-pushback-ms", whole_millis(after).to_string());
+        }
+        None => {
+            head.fields.append("grpc-retry-pushback-ms", whole_millis(RETRY_AFTER).to_string());
+        }
     }
     head.fields.append("x-request-id", &request.id);
     let _ = send(request, client, watchdog, head, Bytes::new()).await;
@@ -173,6 +193,32 @@ fn tell_grpc(fields: &mut Fields, failure: &Failure) {
             }
         }
     });
+}
+
+/// Never too early.
+fn whole_millis(after: Duration) -> u128 {
+    after.as_nanos().div_ceil(1_000_000)
+}
+
+/// Whether and when to try again. What is known in milliseconds is told so too, to the clients that read it.
+fn tell_retry(fields: &mut Fields, failure: &Failure) {
+    let outcome = failure.outcome;
+    let never = failure.retry == Some(Retry::Never);
+    if let Some(retry) = outcome.should_retry() {
+        fields.append("x-should-retry", if retry && !never { "true" } else { "false" });
+    }
+    if never || !outcome.wants_retry_after() {
+        return;
+    }
+    let known = match failure.retry {
+        Some(Retry::After(after)) => Some(after),
+        Some(Retry::Never) | None => None,
+    };
+    let seconds = known.unwrap_or(RETRY_AFTER).as_nanos().div_ceil(1_000_000_000).max(1);
+    fields.append("retry-after", seconds.to_string());
+    if let Some(known) = known {
+        fields.append("retry-after-ms", whole_millis(known).to_string());
+    }
 }
 
 /// The response has begun and can not be completed: an event stream and gRPC say so in their own words, everything ends so

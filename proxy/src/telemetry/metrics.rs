@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use outrigger_config::validated::RetryReason;
+use outrigger_config::validated::{RateKey, RetryReason};
 use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
@@ -163,6 +163,18 @@ declare! {
         "Attempts after the first one, by what had ended the one before.";
     RetriesDenied COUNTER "retries_denied_total" ["route" "reason"]
         "Attempts that the policy allowed but something forbade.";
+    AdmissionLimit GAUGE "admission_limit" ["scope" "name"]
+        "Requests that may be in flight at once now, of a route or a backend; 0 = no limit.";
+    AdmissionInFlight GAUGE "admission_in_flight" ["scope" "name"]
+        "Requests that were let in and have not ended.";
+    AdmissionWaiting GAUGE "admission_waiting" ["scope" "name"]
+        "Requests that wait for a place.";
+    AdmissionWait HISTOGRAM "admission_wait_seconds" ["scope" "name"]
+        "Time that requests waited which had to, whatever came of it.";
+    AdmissionRejected COUNTER "admission_rejected_total" ["scope" "name" "reason"]
+        "Requests that were turned away because there was no place.";
+    RateDecisions COUNTER "rate_limit_decisions_total" ["route" "per" "result"]
+        "Requests of routes with rates, by what each rule said.";
     CompressedIn COUNTER "compression_input_bytes_total" ["route"]
         "Bytes of response bodies before they were compressed here.";
     CompressedOut COUNTER "compression_output_bytes_total" ["route"]
@@ -280,6 +292,42 @@ label_values! {
         Buffer "buffer",
         /// No endpoint was left to try.
         NoEndpoint "no_endpoint",
+    }
+}
+
+label_values! {
+    /// What a limit or a queue stands in front of.
+    Scope {
+        /// A route.
+        Route "route",
+        /// A backend.
+        Backend "backend",
+    }
+}
+
+label_values! {
+    /// Why a request was turned away because there was no place.
+    Rejection {
+        /// There is no queue to wait in.
+        Overloaded "overloaded",
+        /// As many waited as may.
+        QueueFull "queue_full",
+        /// It waited for as long as it may.
+        QueueTimeout "queue_timeout",
+        /// It would not have made it, stood in a queue that does not get shorter, or was pushed out.
+        Shed "shed",
+    }
+}
+
+label_values! {
+    /// What a rule about rates said.
+    RateDecision {
+        /// It may.
+        Allowed "allowed",
+        /// There were too many requests.
+        Requests "requests",
+        /// They had too many tokens.
+        Tokens "tokens",
     }
 }
 
@@ -572,6 +620,8 @@ struct Inner {
     version: String,
     process: ProcessMetrics,
     routes: Handles<1, RouteMetrics>,
+    gates: Handles<2, GateMetrics>,
+    rates: Handles<2, RateMetrics>,
     arms: Handles<2, ArmMetrics>,
     deadlines: Handles<2, DeadlineMetrics>,
     levels: Handles<1, LevelMetrics>,
@@ -593,6 +643,8 @@ impl Metrics {
             version: version.to_owned(),
             process: ProcessMetrics::default(),
             routes: Handles::default(),
+            gates: Handles::default(),
+            rates: Handles::default(),
             arms: Handles::default(),
             deadlines: Handles::default(),
             levels: Handles::default(),
@@ -636,6 +688,23 @@ impl Metrics {
     #[must_use]
     pub fn route(&self, route: &str) -> Arc<RouteMetrics> {
         self.inner.routes.get([route], |_| RouteMetrics::default())
+    }
+
+    /// The handle of what stands in front of a route or a backend.
+    #[must_use]
+    pub fn gate(&self, scope: Scope, name: &str) -> Arc<GateMetrics> {
+        self.inner.gates.get([scope.as_str(), name], |_| GateMetrics::default())
+    }
+
+    /// Removes the series of what stands there no longer.
+    pub fn forget_gate(&self, scope: Scope, name: &str) {
+        self.inner.gates.forget([scope.as_str(), name]);
+    }
+
+    /// The handle of a route's rules of one kind.
+    #[must_use]
+    pub fn rates(&self, route: &str, per: RateKey) -> Arc<RateMetrics> {
+        self.inner.rates.get([route, per.name()], |_| RateMetrics::default())
     }
 
     /// The handle of an arm of a route; [`NONE`] where a request had none.
@@ -806,6 +875,66 @@ impl RouteMetrics {
             let (all, name) = (ClientBudget::ALL, ClientBudget::as_str);
             page.by_value(Id::ClientBudgets, labels, all, name, &self.budgets);
         }
+    }
+}
+
+/// What is told of a limit and its queue.
+#[derive(Debug)]
+pub struct GateMetrics {
+    /// How many may be in flight; 0 = no limit.
+    pub limit: Gauge,
+    /// How many are.
+    pub in_flight: Gauge,
+    /// How many wait.
+    pub waiting: Gauge,
+    /// How long they waited who had to.
+    pub wait: Histogram,
+    rejected: [Counter; Rejection::ALL.len()],
+}
+
+impl Default for GateMetrics {
+    fn default() -> Self {
+        Self {
+            limit: Gauge::default(),
+            in_flight: Gauge::default(),
+            waiting: Gauge::default(),
+            wait: Histogram::new(FIRST_BYTE),
+            rejected: Default::default(),
+        }
+    }
+}
+
+impl GateMetrics {
+    /// Somebody was turned away.
+    pub fn rejected(&self, why: Rejection) {
+        self.rejected[why as usize].inc();
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.gauge(Id::AdmissionLimit, labels, &self.limit);
+        page.gauge(Id::AdmissionInFlight, labels, &self.in_flight);
+        page.gauge(Id::AdmissionWaiting, labels, &self.waiting);
+        page.histogram(Id::AdmissionWait, labels, &self.wait);
+        let (all, name) = (Rejection::ALL, Rejection::as_str);
+        page.by_value(Id::AdmissionRejected, labels, all, name, &self.rejected);
+    }
+}
+
+/// What is counted of a route's rules about rates.
+#[derive(Debug, Default)]
+pub struct RateMetrics {
+    decisions: [Counter; RateDecision::ALL.len()],
+}
+
+impl RateMetrics {
+    /// A rule said so.
+    pub fn decided(&self, decision: RateDecision) {
+        self.decisions[decision as usize].inc();
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        let (all, name) = (RateDecision::ALL, RateDecision::as_str);
+        page.by_value(Id::RateDecisions, labels, all, name, &self.decisions);
     }
 }
 
@@ -1457,6 +1586,8 @@ impl Collector for Walker {
         page.constant(Id::BuildInfo, &[&self.inner.version]);
         self.inner.process.write(&mut page);
         self.inner.routes.for_each(|route, labels| route.write(labels, &mut page));
+        self.inner.gates.for_each(|gate, labels| gate.write(labels, &mut page));
+        self.inner.rates.for_each(|rates, labels| rates.write(labels, &mut page));
         self.inner.arms.for_each(|arm, labels| arm.write(labels, &mut page));
         self.inner.deadlines.for_each(|deadlines, labels| deadlines.write(labels, &mut page));
         self.inner.levels.for_each(|levels, labels| levels.write(labels, &mut page));
@@ -1614,6 +1745,8 @@ mod tests {
         let age = Duration::from_secs(60);
         metrics.answers("chat").served(Served::Fallback, ServedFor::Deadline, age);
         metrics.store().warmed_up(WarmedUp::Answered);
+        metrics.gate(Scope::Route, "chat").rejected(Rejection::Shed);
+        metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
         metrics
     }
 

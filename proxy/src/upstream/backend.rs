@@ -11,11 +11,12 @@ use outrigger_config::validated::{self as config, Balance, BalancePolicy, HashTa
 use tokio::sync::watch;
 
 use crate::{
+    admission::gate::Gate,
     balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy, Standing},
     discovery::{self, Found},
     endpoint::{Endpoint, InFlight, Joined, Registry, passive::Passive, slow_start},
     outlier::{Admit, Failure, Group, Pass, Reason, Transition, peers::Sample, stall::Turn},
-    telemetry::metrics::{BackendMetrics, Nearness},
+    telemetry::metrics::{BackendMetrics, Nearness, Scope},
     upstream::locality::{self, Locality},
 };
 
@@ -27,6 +28,8 @@ pub struct Backend {
     pub settings: config::Backend,
     /// Its series.
     pub metrics: Arc<BackendMetrics>,
+    /// What requests pass to get here, where something limits them.
+    pub gate: Option<Arc<Gate>>,
     members: ArcSwap<Members>,
     /// Where prompts and sessions were served last; outlives changes of the endpoints.
     memory: Arc<Memory>,
@@ -57,6 +60,8 @@ pub struct Member {
     leaves_pod: bool,
     /// The extra work of going there.
     distance: u64,
+    /// Who waits for a place there.
+    gate: Option<Arc<Gate>>,
     found: Found,
 }
 
@@ -103,6 +108,7 @@ impl Backend {
             memory,
             locality: Locality::new(&settings.locality, zone),
             metrics: registry.metrics().backend(&settings.name),
+            gate: gate(&settings, &registry, before),
             settings,
             changed: watch::channel(()).0,
             registry,
@@ -145,6 +151,9 @@ impl Backend {
         let changed = left > 0 || old.list.len() != new.list.len();
         if changed {
             self.changed.send_replace(());
+            if let Some(gate) = &self.gate {
+                gate.endpoints_changed();
+            }
         }
         changed
     }
@@ -174,7 +183,9 @@ impl Backend {
         let distance = self.locality.distance(nearness, has_local);
         let leaves_pod = has_local && nearness != Nearness::Local;
         endpoint.set_leaves_pod(leaves_pod);
-        Member { endpoint, passive, nearness, leaves_pod, distance, found: found.clone() }
+        let gate = self.gate.clone().filter(|_| self.settings.queue.is_some());
+        let found = found.clone();
+        Member { endpoint, passive, nearness, leaves_pod, distance, gate, found }
     }
 
     /// Chooses the endpoint of an attempt.
@@ -272,12 +283,14 @@ impl Member {
         now: Instant,
         last_resort: bool,
     ) -> Option<Place> {
+        let freed = Freed(self.gate.clone());
+        // Also one that is one too many is counted for a moment, and may have been in somebody's way.
         let in_flight = self.endpoint.admit(cost, max)?;
         let pass = match &self.passive {
             Some(passive) if !last_resort => passive.outlier.acquire(now)?,
             _ => Pass::ordinary(),
         };
-        Some(Place { in_flight, member: self.clone(), pass: Some(pass) })
+        Some(Place { in_flight, member: self.clone(), pass: Some(pass), _freed: freed })
     }
 }
 
@@ -286,6 +299,19 @@ pub struct Place {
     in_flight: InFlight,
     member: Member,
     pass: Option<Pass>,
+    /// The last to be dropped: the place is free by then.
+    _freed: Freed,
+}
+
+/// Tells those who wait that a place is free.
+struct Freed(Option<Arc<Gate>>);
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        if let Some(gate) = &self.0 {
+            gate.place_freed();
+        }
+    }
 }
 
 impl Place {
@@ -449,6 +475,21 @@ impl Candidates for View<'_> {
     fn now(&self) -> Instant {
         self.now
     }
+}
+
+/// What requests pass to get to this backend: what they passed before, if there was something.
+fn gate(
+    settings: &config::Backend,
+    registry: &Registry,
+    before: Option<&Backend>,
+) -> Option<Arc<Gate>> {
+    let (limit, queue) = (settings.limit.as_ref(), settings.queue.as_ref());
+    if limit.is_none() && queue.is_none() {
+        return None;
+    }
+    let metrics = || registry.metrics().gate(Scope::Backend, &settings.name);
+    let known = before.and_then(|before| before.gate.clone());
+    Some(known.unwrap_or_else(|| Gate::new(limit, queue, metrics())))
 }
 
 fn policy_kind(balance: &Balance) -> balance::Kind {

@@ -60,6 +60,8 @@ pub struct Record<'a> {
     pub deadline: Option<Duration>,
     /// How long it took to connect to the endpoint; `None` on a connection used again.
     pub upstream_connect: Option<Duration>,
+    /// How long it waited for a place; `None` when it did not have to.
+    pub queued: Option<Duration>,
     /// Attempts made.
     pub attempts: u32,
     /// Bytes of the request body.
@@ -98,6 +100,7 @@ impl Default for Record<'_> {
             first_byte: None,
             deadline: None,
             upstream_connect: None,
+            queued: None,
             attempts: 0,
             bytes_in: 0,
             bytes_out: 0,
@@ -182,6 +185,7 @@ fn value(field: LogField, record: &Record<'_>, out: &mut Vec<u8>) -> bool {
         LogField::UpstreamConnectMs => {
             record.upstream_connect.is_some_and(|elapsed| millis(out, elapsed))
         }
+        LogField::QueuedMs => record.queued.is_some_and(|waited| millis(out, waited)),
         LogField::Attempts => number(out, u64::from(record.attempts)),
         LogField::BytesIn => number(out, record.bytes_in),
         LogField::BytesOut => number(out, record.bytes_out),
@@ -457,12 +461,13 @@ impl Text<'_> {
 }
 
 /// The fields without a column.
-const NAMED: [LogField; 10] = [
+const NAMED: [LogField; 11] = [
     LogField::Model,
     LogField::Chunks,
     LogField::Attempts,
     LogField::DeadlineMs,
     LogField::UpstreamConnectMs,
+    LogField::QueuedMs,
     LogField::Protocol,
     LogField::Client,
     LogField::RequestId,
@@ -527,6 +532,7 @@ pub(super) mod tests {
             first_byte: Some(Duration::from_micros(35_007)),
             deadline: Some(Duration::from_millis(1_250)),
             upstream_connect: Some(Duration::from_micros(90)),
+            queued: Some(Duration::from_micros(12_500)),
             attempts: 1,
             bytes_in: 1234,
             bytes_out: 45_678,
@@ -553,8 +559,8 @@ pub(super) mod tests {
             r#""host":"api.example.com","path":"/v1/chat/completions","route":"chat","#,
             r#""arm":"stable","endpoint":"127.0.0.1:8000","model":"llama-3-8b","#,
             r#""protocol":"HTTP/1.1","status":200,"outcome":"ok","duration_ms":1234.567,"#,
-            r#""first_byte_ms":35.007,"deadline_ms":1250.000,"upstream_connect_ms":0.090,"attempts":1,"#,
-            r#""bytes_in":1234,"#,
+            r#""first_byte_ms":35.007,"deadline_ms":1250.000,"upstream_connect_ms":0.090,"queued_ms":12.500,"#,
+            r#""attempts":1,"bytes_in":1234,"#,
             r#""bytes_out":45678,"chunks":340,"tokens_in":12,"tokens_out":340,"#,
             r#""user_agent":"OpenAI/Python 1.0"}"#,
             "\n",
@@ -585,7 +591,8 @@ pub(super) mod tests {
         let expected = "2026-11-20T19:00:57.045Z 200 ok                  35.0ms   1.23s   1.2kB \
             → 45.7kB  12→340      POST api.example.com/v1/chat/completions chat→stable \
             127.0.0.1:8000 model=\"llama-3-8b\" chunks=340 attempts=1 deadline_ms=1250.000 \
-            upstream_connect_ms=0.090 protocol=\"HTTP/1.1\" client=\"10.0.0.9\" \
+            upstream_connect_ms=0.090 queued_ms=12.500 \
+            protocol=\"HTTP/1.1\" client=\"10.0.0.9\" \
             request_id=\"0a1b2c3d4e5f60718293a4b5c6d7e8f9\" \
             trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" user_agent=\"OpenAI/Python 1.0\"\n";
         assert_eq!(render(&Layout::text(LogField::ALL, false), &sample()), expected);
