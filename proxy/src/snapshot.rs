@@ -293,27 +293,9 @@ impl Route {
             metrics.forget_canary(&settings.name, &gone.arm_name);
         }
         let canary = guard.map(|guard| canary(guard, settings, old, metrics));
-        let mirror = settings.mirror.as_ref().map(|mirror| {
-            let backend = &backends[mirror.backend];
-            let same =
-                old.and_then(|old| old.mirror.as_ref()).filter(|m| m.is_same(mirror, backend));
-            let metrics = || metrics.mirror(&settings.name, &mirror.name);
-            let new = || Arc::new(Mirror::new(mirror.clone(), Arc::clone(backend), metrics()));
-            same.map_or_else(new, Arc::clone)
-        });
-        let batcher = settings.batch.as_ref().map(|batch| {
-            let same = old.filter(|old| old.settings.batch == settings.batch);
-            let new = || Arc::new(Batcher::new(batch, metrics.batches(&settings.name)));
-            same.and_then(|old| old.batcher.clone()).unwrap_or_else(new)
-        });
-        let levels = settings.levels.as_ref().map(|levels| {
-            let same = old.filter(|old| old.settings.levels.as_ref() == Some(levels));
-            let new = || Arc::new(LoadLevels::new(levels, metrics.levels(&settings.name)));
-            same.and_then(|old| old.levels.clone()).unwrap_or_else(new)
-        });
-        if levels.is_none() && old.is_some_and(|old| old.levels.is_some()) {
-            metrics.forget_levels(&settings.name);
-        }
+        let mirror = mirror(settings, backends, old, metrics);
+        let batcher = batcher(settings, old, metrics);
+        let levels = levels(settings, old, metrics);
         let answers = settings.answers.as_ref().map(|wanted| {
             let metrics = metrics.answers(&settings.name);
             Shelf::new(wanted, &settings.name, Arc::clone(answers), metrics)
@@ -325,11 +307,7 @@ impl Route {
         };
         let retry = settings.retry.as_ref().map(retry_policy);
         let rules = rules(settings, old, metrics);
-        let gate = settings.limit.as_ref().map(|limit| {
-            let series = || metrics.gate(Scope::Route, &settings.name);
-            let new = || Gate::new(Some(limit), settings.queue.as_ref(), series());
-            old.and_then(|old| old.gate.clone()).unwrap_or_else(new)
-        });
+        let gate = gate(settings, old, metrics);
         let metrics = metrics.route(&settings.name);
         let settings = settings.clone();
         Ok(Route {
@@ -514,6 +492,56 @@ fn learned(
         Some(same.map_or_else(new, |(_, learning)| Arc::clone(learning)))
     };
     arms.iter().map(of_arm).collect()
+}
+
+/// Where copies of a route's requests go, by the mirror at work if it is the same.
+fn mirror(
+    route: &config::Route,
+    backends: &[Arc<Backend>],
+    old: Option<&Arc<Route>>,
+    metrics: &Metrics,
+) -> Option<Arc<Mirror>> {
+    let mirror = route.mirror.as_ref()?;
+    let backend = &backends[mirror.backend];
+    let same = old.and_then(|old| old.mirror.as_ref()).filter(|m| m.is_same(mirror, backend));
+    let metrics = || metrics.mirror(&route.name, &mirror.name);
+    let new = || Arc::new(Mirror::new(mirror.clone(), Arc::clone(backend), metrics()));
+    Some(same.map_or_else(new, Arc::clone))
+}
+
+fn batcher(
+    route: &config::Route,
+    old: Option<&Arc<Route>>,
+    metrics: &Metrics,
+) -> Option<Arc<Batcher>> {
+    let batch = route.batch.as_ref()?;
+    let same = old.filter(|old| old.settings.batch == route.batch);
+    let new = || Arc::new(Batcher::new(batch, metrics.batches(&route.name)));
+    Some(same.and_then(|old| old.batcher.clone()).unwrap_or_else(new))
+}
+
+fn levels(
+    route: &config::Route,
+    old: Option<&Arc<Route>>,
+    metrics: &Metrics,
+) -> Option<Arc<LoadLevels>> {
+    let Some(levels) = &route.levels else {
+        if old.is_some_and(|old| old.levels.is_some()) {
+            metrics.forget_levels(&route.name);
+        }
+        return None;
+    };
+    let same = old.filter(|old| old.settings.levels.as_ref() == Some(levels));
+    let new = || Arc::new(LoadLevels::new(levels, metrics.levels(&route.name)));
+    Some(same.and_then(|old| old.levels.clone()).unwrap_or_else(new))
+}
+
+/// What lets requests into a route: the gate at work, whatever its settings were.
+fn gate(route: &config::Route, old: Option<&Arc<Route>>, metrics: &Metrics) -> Option<Arc<Gate>> {
+    let limit = route.limit.as_ref()?;
+    let series = || metrics.gate(Scope::Route, &route.name);
+    let new = || Gate::new(Some(limit), route.queue.as_ref(), series());
+    Some(old.and_then(|old| old.gate.clone()).unwrap_or_else(new))
 }
 
 /// The rules of a route: a rule that was there before goes on, another begins with full allowances.

@@ -162,7 +162,7 @@ fn the_limit_holds_exactly_whoever_asks_and_leaves() {
                             let _permit = match gate.enter_or_wait(asked(), Instant::now()) {
                                 Entry::Permit(permit) => permit,
                                 // Some leave just when it may be their turn.
-                                Entry::Waiting(waiting) if index % 5 == 0 => {
+                                Entry::Waiting(waiting) if index.is_multiple_of(5) => {
                                     tokio::task::yield_now().await;
                                     return drop(waiting);
                                 }

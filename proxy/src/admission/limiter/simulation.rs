@@ -80,9 +80,9 @@ impl World {
         let tokens = self.lengths[self.rng.random_range(0..self.lengths.len())];
         let request = (self.in_flight, tokens, self.now);
         if self.running < self.slots {
-            self.serve(request)
+            self.serve(request);
         } else {
-            self.waiting.push_back(request)
+            self.waiting.push_back(request);
         }
     }
 
