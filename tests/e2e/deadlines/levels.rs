@@ -59,13 +59,13 @@ async fn too_many_a_second_are_turned_away() {
     let one = sim("one");
     let levels = "table: [{ from: 3, action: shed }], hold: 1s";
     let proxy = Proxy::start(&leveled(&one, levels)).await;
-    let calls = (0..30).map(|_| chat().send(proxy.address()));
+    let address = proxy.address();
+    let calls: Vec<_> = (0..30).map(|_| tokio::spawn(chat().send(address))).collect();
     let mut statuses = Vec::new();
-    for call in calls.collect::<Vec<_>>() {
-        statuses.push(call.await.status);
+    for call in calls {
+        statuses.push(call.await.expect("an answer").status);
     }
-    assert_eq!(statuses[0], 200);
-    assert!(statuses.contains(&503), "{statuses:?}");
+    assert!(statuses.contains(&200) && statuses.contains(&503), "{statuses:?}");
     proxy.await_metrics(level(0.0)).await;
     assert_eq!(chat().send(proxy.address()).await.status, 200);
 }
