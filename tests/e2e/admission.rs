@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use crate::fleet::{await_idle, chat, ended, endpoints, error_code, one_backend, plain, sim};
 
 /// A number from a header of an answer.
+#[allow(clippy::panic, reason = "that is how a test fails")]
 fn number(answer: &Answer, header: &str) -> u64 {
     let text = answer.header(header).unwrap_or_else(|| panic!("{header}: {:?}", answer.headers));
     text.parse().unwrap_or_else(|_| panic!("{header}: {text}"))
@@ -81,6 +82,7 @@ async fn answers(sent: Vec<Sent>) -> Vec<Answer> {
 }
 
 /// Runs the load and sees to it that none of the two ever has more requests to work on than it may.
+#[allow(clippy::panic, reason = "that is how a test fails")]
 async fn never_more_than(
     (one, most): (&Simulator, usize),
     (other, at_most): (&Simulator, usize),
