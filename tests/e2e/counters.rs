@@ -42,9 +42,12 @@ const FAULTS: [&str; 16] = [
 ];
 
 /// Settings that bring further code into play.
-const EXTRAS: [&str; 8] = [
+const EXTRAS: [&str; 11] = [
     "",
     "max_connections: 3",
+    "max_connections: 2, queue: { size: 6, wait: 200ms, target: 50ms }",
+    "limit: 5, queue: { size: 10, wait: 100ms, target: 20ms }, max_connections: 2",
+    "limit: { adaptive: { initial: 6, min: 2 } }, queue: { wait: 1s }",
     "slow_start: 300ms",
     "signals: { orca: true }",
     "signals: { scrape: { interval: 20ms } }",
@@ -55,11 +58,13 @@ const EXTRAS: [&str; 8] = [
 ];
 
 /// Settings of the route that do.
-const ROUTE_EXTRAS: [&str; 5] = [
+const ROUTE_EXTRAS: [&str; 7] = [
     "",
     "mirror: { backend: shadow, share: 50%, timeout: 200ms }",
     "compress: { algorithms: [zstd, gzip], min: 1KiB, events: true }, decompress: { max: 64MiB }",
     "batch: { window: 3ms, requests: 4 }",
+    "limit: 6, queue: { size: 20, wait: 1s, target: 100ms }, priority: { header: x-user, classes: [user-1, user-2, user-3] }",
+    "limit: adaptive, rates: [{ requests: 400/s, tokens: 1000000/min }, { per: model, requests: 300/s }]",
     "rewrite: { model: another }, errors: problem",
 ];
 
@@ -242,7 +247,13 @@ async fn settle(world: &World, proxy: &Proxy, policy: &str) {
     let free = |endpoint: &Endpoint| endpoint.in_flight == 0 && endpoint.load == 0;
     await_endpoints(proxy, &format!("idle endpoints; {told}"), |all| all.iter().all(free)).await;
     // Those that have left are counted still.
-    let gauges = ["requests_in_flight", "requests_awaiting_first_byte", "endpoint_in_flight"];
+    let gauges = [
+        "requests_in_flight",
+        "requests_awaiting_first_byte",
+        "endpoint_in_flight",
+        "admission_in_flight",
+        "admission_waiting",
+    ];
     let gauges = gauges.map(|gauge| format!("outrigger_{gauge}"));
     proxy.await_metrics(|metrics| gauges.iter().all(|gauge| metrics.get(gauge, &[]) == 0.0)).await;
     // And those that are here all serve again, which none would that is thought full.

@@ -3,6 +3,7 @@
 //! One binary for all of them, one module per topic.
 
 mod admin;
+mod admission;
 mod answers;
 mod balancing;
 mod batching;
