@@ -27,8 +27,11 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// The share of the requests that may be late, and the one that is aimed at.
 const LATE: f64 = 0.01;
 
+/// Leaves of what is known what a learner is told.
+type Telling = fn(Work) -> Work;
+
 /// What is told of a request.
-const KNOWING: [(&str, fn(Work) -> Work); 3] = [
+const KNOWING: [(&str, Telling); 3] = [
     ("nothing", |_| Work::default()),
     ("its size", |work| Work { prompt: work.prompt, ..Work::default() }),
     ("its size and what is before it", |work| work),
