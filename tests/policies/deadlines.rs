@@ -27,7 +27,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// The share of the requests that may be late, and the one that is aimed at.
 const LATE: f64 = 0.01;
 
-/// Makes of a request what is told of it.
+/// Leaves of what is known what a learner is told.
 type Telling = fn(Work) -> Work;
 
 /// What is told of a request.
