@@ -109,7 +109,6 @@ fn the_document_of_deadlines_tells_what_is_measured() {
     compare("DEADLINES.md", &format!("\n{}\n", deadlines::markdown()));
 }
 
-#[expect(clippy::print_stdout, reason = "a person runs this to see the table")]
 fn compare(document: &str, measured: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy").join(document);
     let text = std::fs::read_to_string(&path).expect("the document is there");
