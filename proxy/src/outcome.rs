@@ -47,6 +47,8 @@ pub enum Outcome {
     ClientGone,
     /// No endpoint of the chosen arm is ready.
     NoEndpoint,
+    /// The chosen arm fails as a whole, and its breaker lets nobody through.
+    CircuitOpen,
     /// Every endpoint has as many requests as it may have.
     Overloaded,
     /// The route turns requests away at its present load.
@@ -77,7 +79,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
@@ -94,6 +96,7 @@ impl Outcome {
         Self::ClientTimeout,
         Self::ClientGone,
         Self::NoEndpoint,
+        Self::CircuitOpen,
         Self::Overloaded,
         Self::Shed,
         Self::Draining,
@@ -151,6 +154,7 @@ impl Outcome {
             Self::ClientTimeout => "client_timeout",
             Self::ClientGone => "client_gone",
             Self::NoEndpoint => "no_endpoint",
+            Self::CircuitOpen => "circuit_open",
             Self::Overloaded => "overloaded",
             Self::Shed => "shed",
             Self::Draining => "draining",
@@ -187,9 +191,12 @@ impl Outcome {
             Self::ClientGone => Some(499),
             Self::Internal => Some(500),
             Self::ConnectFailed | Self::UpstreamReset | Self::UpstreamInvalid => Some(502),
-            Self::NoEndpoint | Self::Overloaded | Self::Shed | Self::Draining | Self::DrainCut => {
-                Some(503)
-            }
+            Self::NoEndpoint
+            | Self::CircuitOpen
+            | Self::Overloaded
+            | Self::Shed
+            | Self::Draining
+            | Self::DrainCut => Some(503),
             Self::NotStored
             | Self::ConnectTimeout
             | Self::FirstByteTimeout
@@ -227,6 +234,7 @@ impl Outcome {
             | Self::ClientTimeout
             | Self::ClientGone
             | Self::NoEndpoint
+            | Self::CircuitOpen
             | Self::Overloaded
             | Self::Shed
             | Self::Draining
@@ -254,6 +262,7 @@ impl Outcome {
             | Self::ClientGone => None,
             Self::ClientTimeout
             | Self::NoEndpoint
+            | Self::CircuitOpen
             | Self::Overloaded
             | Self::Shed
             | Self::Draining
@@ -303,6 +312,7 @@ impl Outcome {
             Self::NoRoute | Self::MethodNotAllowed | Self::UnsupportedCoding => 12,
             Self::UpstreamInvalid | Self::Internal => 13,
             Self::NoEndpoint
+            | Self::CircuitOpen
             | Self::Overloaded
             | Self::Shed
             | Self::Draining
@@ -336,6 +346,9 @@ impl Outcome {
             Self::ClientTimeout => "The request did not arrive in time. Send it again.",
             Self::ClientGone => "The client closed the connection before the answer was complete.",
             Self::NoEndpoint => "No model server is ready for this request. Try again shortly.",
+            Self::CircuitOpen => {
+                "The model servers of this request are failing and left alone for a moment. Try again then."
+            }
             Self::Overloaded => "All model servers are busy. Try again shortly.",
             Self::Shed => {
                 "There are too many requests at the moment. Try again after the time given."
@@ -441,6 +454,7 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::ClientGone => "Client Closed Request",
         Outcome::ConnectFailed | Outcome::UpstreamReset | Outcome::UpstreamInvalid => "Bad Gateway",
         Outcome::NoEndpoint
+        | Outcome::CircuitOpen
         | Outcome::Overloaded
         | Outcome::Shed
         | Outcome::Draining

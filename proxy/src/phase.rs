@@ -9,6 +9,7 @@ pub mod batch;
 pub mod bound;
 pub mod conclude;
 pub mod forward;
+pub mod hedge;
 pub mod mirror;
 pub mod respond;
 pub mod route;

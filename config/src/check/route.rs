@@ -4,6 +4,7 @@ mod action;
 mod body;
 mod deadline;
 mod guard;
+mod hedge;
 mod matching;
 
 use std::collections::HashMap;
@@ -17,12 +18,13 @@ use crate::validated::{
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 13] = [
+const ABOUT_ENDPOINTS: [&str; 14] = [
     "sticky",
     "force_arm",
     "deadline",
     "levels",
     "retry",
+    "hedge",
     "answers",
     "fallback",
     "rewrite",
@@ -84,6 +86,7 @@ impl Checker<'_> {
         let deadline = self.deadline(node.at("deadline"), &route.deadline.0);
         let levels = self.levels(node.at("levels"), &route.levels, action.as_ref(), file);
         let retry = self.retry(node.at("retry"), &route.retry);
+        let hedge = self.hedge(node, route, &deadline);
         let guard = route.guard.as_ref();
         let guard = guard.and_then(|guard| self.guard(node, guard, action.as_ref()));
         let mirror = route.mirror.as_ref();
@@ -100,6 +103,7 @@ impl Checker<'_> {
             deadline,
             levels,
             retry,
+            hedge,
             answers,
             fallback,
             rewrite,

@@ -16,6 +16,7 @@ macro_rules! inline {
     };
 }
 
+mod after;
 mod number;
 
 use std::fmt;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 
 use crate::units;
+pub use after::After;
 pub use number::{Number, Percent};
 
 const MILLI: u64 = 1_000;
