@@ -42,7 +42,7 @@ const FAULTS: [&str; 16] = [
 ];
 
 /// Settings that bring further code into play.
-const EXTRAS: [&str; 8] = [
+const EXTRAS: [&str; 9] = [
     "",
     "max_connections: 3",
     "slow_start: 300ms",
@@ -51,16 +51,19 @@ const EXTRAS: [&str; 8] = [
     "health: { http: /health, interval: 20ms, timeout: 100ms, unhealthy: 2, healthy: 1 }",
     "warm_up: { requests: [{ path: /v1/completions, body: '{\"prompt\": \"hi\", \"max_tokens\": 2}' }], \
         timeout: 300ms, retry: 10ms }",
+    "breaker: { attempts: 5, window: 200ms, base: 20ms, max: 60ms }",
     "idle_connections: 1, locality: { hop: 0.5 }, signals: { gateway: true }",
 ];
 
 /// Settings of the route that do.
-const ROUTE_EXTRAS: [&str; 5] = [
+const ROUTE_EXTRAS: [&str; 7] = [
     "",
     "mirror: { backend: shadow, share: 50%, timeout: 200ms }",
     "compress: { algorithms: [zstd, gzip], min: 1KiB, events: true }, decompress: { max: 64MiB }",
     "batch: { window: 3ms, requests: 4 }",
     "rewrite: { model: another }, errors: problem",
+    "hedge: { after: 2ms, budget: 100%, max: 2 }",
+    "hedge: { after: p90, budget: 100% }, mirror: { backend: shadow, timeout: 200ms }",
 ];
 
 struct World {
