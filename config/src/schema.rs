@@ -14,6 +14,7 @@ mod body;
 mod deadline;
 mod ejection;
 mod guard;
+mod hedge;
 mod route;
 pub(crate) mod values;
 
@@ -30,14 +31,15 @@ pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
 pub use body::{Batch, Compress, Decompress};
 pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
-pub use ejection::{Ejection, Latency, Stall, SuccessRate};
+pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
+pub use hedge::Hedge;
 pub use route::{
     Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,
 };
 pub use values::{
-    Abbreviated, Brief, EndpointEntry, EndpointWeight, LimitWord, Moment, Number, OneOrMany, Pause,
-    Percent, Port, Rate, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
+    Abbreviated, After, Brief, EndpointEntry, EndpointWeight, LimitWord, Moment, Number, OneOrMany,
+    Pause, Percent, Port, Rate, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
 };
 
 const KIB: u64 = 1 << 10;

@@ -14,6 +14,7 @@ mod body;
 mod deadline;
 mod ejection;
 mod guard;
+mod hedge;
 mod levels;
 mod route;
 
@@ -44,8 +45,9 @@ pub use balance::{
 };
 pub use body::{Batch, Coding, Compress, Decompress};
 pub use deadline::{Adaptive, Bound, BudgetField, Deadline, Strategy};
-pub use ejection::{Ejection, Latency, Stall, SuccessRate};
+pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
+pub use hedge::{Hedge, HedgeAfter};
 pub use levels::{Level, LevelAction, Levels, LoadMeasure};
 pub use route::{
     Action, Arm, ErrorStyle, Expose, HeaderEdits, Match, PathRewrite, Redirect, Respond, Retry,
@@ -273,6 +275,7 @@ log_fields! {
     UpstreamConnectMs "upstream_connect_ms" "To connect to the endpoint, in milliseconds.";
     QueuedMs "queued_ms" "How long it waited for a place, in milliseconds.";
     Attempts "attempts" "How many attempts were made.";
+    Hedge "hedge" "What became of the hedge, where there was one.";
     BytesIn "bytes_in" "Bytes of the request body.";
     BytesOut "bytes_out" "Bytes of the response body.";
     Chunks "chunks" "Pieces of a streamed response.";

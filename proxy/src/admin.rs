@@ -21,6 +21,7 @@ use crate::{
     balance::reported::{self, Signal},
     deadline::{Known, Size},
     guard::{Arm, Measure, Quantiles, Report},
+    outlier::Circuit,
     proxy::Proxy,
     reload::{self, Source},
     snapshot::{Action, Route},
@@ -255,9 +256,18 @@ fn backend_state(backend: &Backend, now: Instant) -> Value {
     json!({
         "backend": *backend.name,
         "balance": backend.settings.balance,
+        "circuit": backend.circuit(now).map(circuit_state),
         "protocol": backend.settings.protocol,
         "endpoints": endpoints,
     })
+}
+
+fn circuit_state(circuit: Circuit) -> Value {
+    let wait = match circuit {
+        Circuit::Open(wait) => Some(wait.as_secs_f64()),
+        Circuit::Closed | Circuit::HalfOpen => None,
+    };
+    json!({ "state": circuit.as_str(), "next_probe_in_seconds": wait })
 }
 
 fn endpoint_state(member: &Member, now: Instant) -> Value {
@@ -272,6 +282,7 @@ fn endpoint_state(member: &Member, now: Instant) -> Value {
         "warm": endpoint.readiness.is_warm(),
         "in_service_seconds": endpoint.readiness.age(now).as_secs_f64(),
         "ejected": member.is_ejected(),
+        "circuit": member.circuit(now).as_str(),
         "in_flight": endpoint.in_flight(),
         "load": endpoint.load(),
         "slowness": facts.slowness(),

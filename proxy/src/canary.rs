@@ -167,6 +167,7 @@ fn blame(outcome: Outcome) -> Option<bool> {
         Outcome::Ok | Outcome::ClientError => Some(false),
         Outcome::ServerError
         | Outcome::NoEndpoint
+        | Outcome::CircuitOpen
         | Outcome::ConnectFailed
         | Outcome::ConnectTimeout
         | Outcome::FirstByteTimeout

@@ -7,8 +7,8 @@ use outrigger_config::{
     Config,
     units::format_rate,
     validated::{
-        Action, Adaptive, Allowance, Answers, Arm, Bound, Deadline, FallbackReason, Levels, Limit,
-        Queue, Retry, Route, Sticky,
+        Action, Adaptive, Allowance, Answers, Arm, Bound, Deadline, FallbackReason, Hedge, Levels,
+        Limit, Queue, Retry, Route, Sticky,
     },
 };
 
@@ -116,6 +116,7 @@ fn write_route(
             write_deadline(out, &route.deadline)?;
             write_levels(out, route.levels.as_ref())?;
             write_retry(out, route.retry.as_ref())?;
+            write_hedge(out, route.hedge.as_ref())?;
             write_admission(out, config, route, arms, request)?;
             write_beside(out, route)
         }
@@ -136,6 +137,15 @@ fn write_arms(out: &mut String, config: &Config, arms: &[Arm]) -> std::fmt::Resu
             backend.balance.policy.name(),
             endpoints.join(", "),
         )?;
+        if let Some(breaker) = &backend.breaker {
+            let (share, attempts) = (breaker.failures * 100.0, breaker.attempts);
+            let (window, base) = (breaker.window, breaker.base);
+            writeln!(
+                out,
+                "  breaker  {:<12} opens for {base:?} when {share:.0} % of {attempts} or more attempts in {window:?} failed",
+                arm.name,
+            )?;
+        }
     }
     Ok(())
 }
@@ -252,6 +262,12 @@ fn write_deadline(out: &mut String, deadline: &Deadline) -> std::fmt::Result {
         bound(&deadline.gap),
         deadline.total.map_or("off".to_owned(), |total| format!("{total:?}")),
     )
+}
+
+fn write_hedge(out: &mut String, hedge: Option<&Hedge>) -> std::fmt::Result {
+    let Some(hedge) = hedge else { return writeln!(out, "  hedge    off") };
+    let (after, max, share) = (hedge.after, hedge.max, hedge.budget * 100.0);
+    writeln!(out, "  hedge    after {after}, {max} at most; {share:.1} % of the requests")
 }
 
 fn bound(bound: &Bound) -> String {

@@ -103,6 +103,17 @@ impl Foresight {
         self.gap.map(|limit| limit.after)
     }
 
+    /// The time within which the share `q` of such attempts get their first byte; `None` while too little is known.
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        self.learning.learner.quantile(q, &self.first_byte)
+    }
+
+    /// Another attempt of the same request began first: this one would have taken so long at least. Without that the
+    /// times at which hedges are due would shrink by hedging. Of the endpoint it says nothing.
+    pub fn lost(&self, after: Duration, now: Instant) {
+        self.learning.learner.cut_off(&self.first_byte, after, now);
+    }
+
     /// The first byte of a good answer came after so long.
     pub fn served(&self, place: &Place, after: Duration, now: Instant) {
         let in_time = self.learning.learner.served(&self.first_byte, after, now);

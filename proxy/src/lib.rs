@@ -5,7 +5,7 @@
 //! [`phase::conclude`]; an attempt is one [`relay`] between a client and an endpoint.
 //!
 //! Pure decisions, which take a time and a seed and touch nothing: [`admission`], [`split`], [`balance`], [`outlier`], [`retry`],
-//! [`scan`], [`stream`],
+//! [`hedge`], [`scan`], [`stream`],
 //! [`health::threshold`], [`guard`], [`signal`], [`level`], most of [`deadline`]. State that outlives a request: [`snapshot`] (the configuration in
 //! force), [`endpoint`] (what is known about each endpoint). [`app`] puts it all together.
 
@@ -27,6 +27,7 @@ pub mod explain;
 pub mod gateway;
 pub mod guard;
 pub mod health;
+pub mod hedge;
 pub mod learning;
 pub mod level;
 pub mod log;

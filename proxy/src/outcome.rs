@@ -47,6 +47,8 @@ pub enum Outcome {
     ClientGone,
     /// No endpoint of the chosen arm is ready.
     NoEndpoint,
+    /// The chosen arm fails as a whole, and its breaker lets nobody through.
+    CircuitOpen,
     /// Every endpoint, the backend or the route has as many requests as it may have.
     Overloaded,
     /// As many requests wait for a place as may.
@@ -83,7 +85,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of declaration: `ALL[o.index()] == o`.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Ok,
         Self::ClientError,
         Self::ServerError,
@@ -100,6 +102,7 @@ impl Outcome {
         Self::ClientTimeout,
         Self::ClientGone,
         Self::NoEndpoint,
+        Self::CircuitOpen,
         Self::Overloaded,
         Self::QueueFull,
         Self::QueueTimeout,
@@ -160,6 +163,7 @@ impl Outcome {
             Self::ClientTimeout => "client_timeout",
             Self::ClientGone => "client_gone",
             Self::NoEndpoint => "no_endpoint",
+            Self::CircuitOpen => "circuit_open",
             Self::Overloaded => "overloaded",
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",
@@ -201,6 +205,7 @@ impl Outcome {
             Self::Internal => Some(500),
             Self::ConnectFailed | Self::UpstreamReset | Self::UpstreamInvalid => Some(502),
             Self::NoEndpoint
+            | Self::CircuitOpen
             | Self::Overloaded
             | Self::QueueFull
             | Self::QueueTimeout
@@ -244,6 +249,7 @@ impl Outcome {
             | Self::ClientTimeout
             | Self::ClientGone
             | Self::NoEndpoint
+            | Self::CircuitOpen
             | Self::Overloaded
             | Self::QueueFull
             | Self::QueueTimeout
@@ -274,6 +280,7 @@ impl Outcome {
             | Self::ClientGone => None,
             Self::ClientTimeout
             | Self::NoEndpoint
+            | Self::CircuitOpen
             | Self::Overloaded
             | Self::QueueFull
             | Self::QueueTimeout
@@ -326,6 +333,7 @@ impl Outcome {
             Self::NoRoute | Self::MethodNotAllowed | Self::UnsupportedCoding => 12,
             Self::UpstreamInvalid | Self::Internal => 13,
             Self::NoEndpoint
+            | Self::CircuitOpen
             | Self::Overloaded
             | Self::QueueFull
             | Self::QueueTimeout
@@ -361,6 +369,9 @@ impl Outcome {
             Self::ClientTimeout => "The request did not arrive in time. Send it again.",
             Self::ClientGone => "The client closed the connection before the answer was complete.",
             Self::NoEndpoint => "No model server is ready for this request. Try again shortly.",
+            Self::CircuitOpen => {
+                "The model servers of this request are failing and left alone for a moment. Try again then."
+            }
             Self::Overloaded => "All model servers are busy. Try again shortly.",
             Self::QueueFull => "All model servers are busy and many wait. Try again shortly.",
             Self::QueueTimeout => "No model server became free in time. Try again shortly.",
@@ -472,6 +483,7 @@ const fn title(outcome: Outcome) -> &'static str {
         Outcome::ConnectFailed | Outcome::UpstreamReset | Outcome::UpstreamInvalid => "Bad Gateway",
         Outcome::RateLimited => "Too Many Requests",
         Outcome::NoEndpoint
+        | Outcome::CircuitOpen
         | Outcome::Overloaded
         | Outcome::QueueFull
         | Outcome::QueueTimeout

@@ -1,7 +1,8 @@
 //! Passive ejection: an endpoint that does badly is left alone for a while.
 //!
 //! One [`Outlier`] per endpoint, fed with how each attempt ended. It is a circuit breaker of three
-//! states:
+//! states ([`Circuit`]). Of an endpoint we say *ejected* where a breaker is *open* or half open; it
+//! is the same thing. A backend as a whole has the same state machine in its [`breaker`]:
 //!
 //! ```text
 //!            failures in a row
@@ -42,6 +43,7 @@
 //!
 //! Left out: active checks (`health`).
 
+pub mod breaker;
 pub mod peers;
 pub mod stall;
 
@@ -76,6 +78,28 @@ pub enum Admit {
     Probe,
     /// Ejected, or being probed by another request.
     No,
+}
+
+/// Where a breaker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circuit {
+    /// Requests pass.
+    Closed,
+    /// None passes for so long.
+    Open(Duration),
+    /// One passes as a probe, or is on its way.
+    HalfOpen,
+}
+
+impl Circuit {
+    /// The word for logs, metric labels and the admin page.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open(_) => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
 }
 
 /// What a verdict changed; for the log and the metrics.
@@ -169,6 +193,17 @@ impl Outlier {
             Gate::Calm | Gate::Failing => Admit::Yes,
             Gate::Ejected(end) if self.elapsed(now) >= end => Admit::Probe,
             Gate::Probing | Gate::Ejected(_) => Admit::No,
+        }
+    }
+
+    /// Where it stands, for people.
+    pub fn circuit(&self, now: Instant) -> Circuit {
+        match self.gate() {
+            Gate::Calm | Gate::Failing => Circuit::Closed,
+            Gate::Ejected(end) if self.elapsed(now) < end => {
+                Circuit::Open(end.saturating_sub(self.elapsed(now)))
+            }
+            Gate::Probing | Gate::Ejected(_) => Circuit::HalfOpen,
         }
     }
 

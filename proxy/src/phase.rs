@@ -11,6 +11,7 @@ pub mod bound;
 pub mod conclude;
 pub mod enter;
 pub mod forward;
+pub mod hedge;
 pub mod mirror;
 pub mod respond;
 pub mod route;

@@ -9,6 +9,7 @@
 pub mod load_report;
 mod packer;
 pub mod progress;
+pub mod rival;
 pub mod upload;
 
 use std::{
@@ -262,18 +263,22 @@ impl<'r, 'c> Exchange<'r, 'c> {
     /// # Errors
     /// As [`Exchange::head`].
     pub async fn first_piece(&mut self) -> Result<(), Fault> {
-        poll_fn(|cx| {
-            self.advance_upload(cx)?;
-            match self.upstream.poll_frame(cx) {
-                Poll::Ready(Ok(frame)) => {
-                    self.early = Some(frame);
-                    Poll::Ready(Ok(()))
-                }
-                Poll::Ready(Err(error)) => Poll::Ready(Err(self.upstream_fault(error))),
-                Poll::Pending => self.poll_client_and_clock(cx),
+        poll_fn(|cx| self.poll_first_piece(cx)).await
+    }
+
+    fn poll_first_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        if self.early.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        self.advance_upload(cx)?;
+        match self.upstream.poll_frame(cx) {
+            Poll::Ready(Ok(frame)) => {
+                self.early = Some(frame);
+                Poll::Ready(Ok(()))
             }
-        })
-        .await
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.upstream_fault(error))),
+            Poll::Pending => self.poll_client_and_clock(cx),
+        }
     }
 
     /// The body of the response goes to the client in this coding.

@@ -19,7 +19,7 @@ use crate::{
     relay::{Packer, Progress, Upload},
     signal::orca::Format,
     snapshot::{Route, Snapshot, auto_error_format},
-    telemetry::metrics::ArmMetrics,
+    telemetry::metrics::{ArmMetrics, HedgeResult},
     upstream::Backend,
     wire::{BodyLength, RequestHead, fields::tokens},
 };
@@ -99,6 +99,10 @@ pub struct Trail {
     pub attempts: u32,
     /// How many of them failed by the fault of their endpoint and were followed by another.
     pub faults: u32,
+    /// How many attempts were hedges.
+    pub hedges: u32,
+    /// What became of the last hedge.
+    pub hedge: Option<HedgeResult>,
     /// Endpoints that were tried, in order.
     pub tried: Vec<SocketAddr>,
     /// The last of them: where the response came from, if one came.

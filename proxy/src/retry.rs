@@ -8,7 +8,8 @@
 //!    default leaves out are the reasons after which the first one is probably still running;
 //! 3. the whole request body must still be at hand;
 //! 4. attempts are counted;
-//! 5. there must be an endpoint left to try;
+//! 5. there must be an endpoint left to try, in a backend that is not left alone as a whole: an open
+//!    breaker is not tried again;
 //! 6. a server that asks for a long pause is obeyed by passing its answer on;
 //! 7. the [`Budget`] must have room. It is asked last: what fails for another reason must not spend
 //!    it.
@@ -52,6 +53,8 @@ pub struct Failed {
     pub response_started: bool,
     /// The request can be sent again from its first byte.
     pub replayable: bool,
+    /// The breaker of the backend is open.
+    pub circuit_open: bool,
     /// There is an endpoint that may still be tried.
     pub endpoint_left: bool,
     /// The pause that the server asked for.
@@ -84,6 +87,8 @@ pub enum Denied {
     Buffer,
     /// All attempts are used up.
     Attempts,
+    /// The backend as a whole is left alone.
+    CircuitOpen,
     /// Every endpoint has been tried, or none is usable.
     NoEndpoint,
     /// The server asked for a longer pause than [`Policy::max_retry_after`].
@@ -100,6 +105,7 @@ impl Denied {
             Self::NotRetryable => "not_retryable",
             Self::Buffer => "buffer",
             Self::Attempts => "attempts",
+            Self::CircuitOpen => "circuit_open",
             Self::NoEndpoint => "no_endpoint",
             Self::RetryAfterTooLong => "retry_after_too_long",
             Self::Budget => "budget",
@@ -136,6 +142,7 @@ fn objection(policy: &Policy, failed: &Failed) -> Option<Denied> {
         (!policy.on.contains(failed.reason), Denied::NotRetryable),
         (!failed.replayable, Denied::Buffer),
         (failed.attempts >= policy.attempts, Denied::Attempts),
+        (failed.circuit_open, Denied::CircuitOpen),
         (!failed.endpoint_left, Denied::NoEndpoint),
         (too_long, Denied::RetryAfterTooLong),
     ];
@@ -169,6 +176,7 @@ mod tests {
         attempts: 1,
         response_started: false,
         replayable: true,
+        circuit_open: false,
         endpoint_left: true,
         retry_after: None,
     };
@@ -193,9 +201,10 @@ mod tests {
     #[test]
     fn each_objection_stops_and_the_first_one_is_named() {
         // Each step adds an objection that comes before all those already there.
-        let steps: [Step; 6] = [
+        let steps: [Step; 7] = [
             (|f| f.retry_after = Some(2_001 * MILLI), Denied::RetryAfterTooLong),
             (|f| f.endpoint_left = false, Denied::NoEndpoint),
+            (|f| f.circuit_open = true, Denied::CircuitOpen),
             (|f| f.attempts = 3, Denied::Attempts),
             (|f| f.replayable = false, Denied::Buffer),
             (|f| f.reason = Reason::ServerError, Denied::NotRetryable),

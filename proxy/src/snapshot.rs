@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Instant};
 use arc_swap::ArcSwap;
 use outrigger_config::{
     Config,
-    validated::{self as config, ErrorStyle, Sticky},
+    validated::{self as config, ErrorStyle, HedgeAfter, Sticky},
 };
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     endpoint::Registry,
     learning::Learning,
     outcome::ErrorFormat,
-    phase::{answer::Shelf, batch::Batcher, bound::LoadLevels, mirror::Mirror},
+    phase::{answer::Shelf, batch::Batcher, bound::LoadLevels, hedge::Hedging, mirror::Mirror},
     retry::{self, Budget},
     split::{self, Schedule, ScheduleError},
     telemetry::metrics::{ArmMetrics, Metrics, RouteMetrics, Scope},
@@ -56,12 +56,14 @@ pub struct Route {
     pub metrics: Arc<RouteMetrics>,
     /// When another attempt is made.
     pub retry: Option<retry::Policy>,
-    /// How much of the traffic may be retries.
+    /// How much of the traffic may be retries and hedges.
     pub budget: Arc<Budget>,
     /// How fast its requests may come.
     pub rules: Vec<Arc<Rule>>,
     /// What its requests pass, where something limits them.
     pub gate: Option<Arc<Gate>>,
+    /// When a second endpoint is asked while the first one has not begun to answer.
+    pub hedging: Option<Arc<Hedging>>,
     /// What takes an arm out that does worse than another.
     pub canary: Option<Arc<Canary>>,
     /// Where copies of its requests go.
@@ -305,6 +307,7 @@ impl Route {
             Some(old) => Arc::clone(&old.budget),
             None => Arc::new(new_budget(settings)),
         };
+        let hedging = hedging(settings, old);
         let retry = settings.retry.as_ref().map(retry_policy);
         let rules = rules(settings, old, metrics);
         let gate = gate(settings, old, metrics);
@@ -318,6 +321,7 @@ impl Route {
             budget,
             rules,
             gate,
+            hedging,
             canary,
             mirror,
             batcher,
@@ -452,6 +456,17 @@ fn canary(
     )
 }
 
+/// How this route hedges: with what was saved up so far, if nothing about it has changed.
+fn hedging(route: &config::Route, old: Option<&Arc<Route>>) -> Option<Arc<Hedging>> {
+    let (hedge, retry) = (route.hedge.as_ref()?, route.retry.as_ref()?);
+    let same = |old: &&Arc<Route>| {
+        let attempts = old.settings.retry.as_ref().map(|retry| retry.attempts);
+        old.settings.hedge == route.hedge && attempts == Some(retry.attempts)
+    };
+    let old = old.filter(same).and_then(|old| old.hedging.as_ref());
+    Some(old.map_or_else(|| Arc::new(Hedging::new(hedge, retry)), Arc::clone))
+}
+
 /// What each arm has learned of how long things take: what it knew before, if that is learned as it was, else nothing but
 /// what the route knew.
 fn learned(
@@ -460,7 +475,8 @@ fn learned(
     old: Option<&Arc<Route>>,
     metrics: &Metrics,
 ) -> Vec<Option<Arc<Learning>>> {
-    if !route.deadline.is_learned() {
+    let hedges = route.hedge.as_ref().map(|hedge| hedge.after);
+    if !route.deadline.is_learned() && !matches!(hedges, Some(HedgeAfter::Percentile(_))) {
         return vec![None; arms.len()];
     }
     let adaptive = |bound: &config::Bound| bound.adaptive().cloned();

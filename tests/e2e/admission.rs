@@ -33,8 +33,8 @@ fn told_to_retry(answer: &Answer, status: u16, code: &str) {
 /// What `/admission` says of a route or a backend.
 async fn state(proxy: &Proxy, scope: &str, name: &str) -> Value {
     let all = proxy.admin_get("/admission").await.json();
-    let all = all.as_array().expect("a list").iter();
-    let found = all.cloned().find(|one| one["scope"] == scope && one["name"] == name);
+    let mut all = all.as_array().expect("a list").iter();
+    let found = all.find(|one| one["scope"] == scope && one["name"] == name).cloned();
     found.expect("it limits something")
 }
 

@@ -42,7 +42,7 @@ const FAULTS: [&str; 16] = [
 ];
 
 /// Settings that bring further code into play.
-const EXTRAS: [&str; 11] = [
+const EXTRAS: [&str; 12] = [
     "",
     "max_connections: 3",
     "max_connections: 2, queue: { size: 6, wait: 200ms, target: 50ms }",
@@ -54,11 +54,12 @@ const EXTRAS: [&str; 11] = [
     "health: { http: /health, interval: 20ms, timeout: 100ms, unhealthy: 2, healthy: 1 }",
     "warm_up: { requests: [{ path: /v1/completions, body: '{\"prompt\": \"hi\", \"max_tokens\": 2}' }], \
         timeout: 300ms, retry: 10ms }",
+    "breaker: { attempts: 5, window: 200ms, base: 20ms, max: 60ms }",
     "idle_connections: 1, locality: { hop: 0.5 }, signals: { gateway: true }",
 ];
 
 /// Settings of the route that do.
-const ROUTE_EXTRAS: [&str; 7] = [
+const ROUTE_EXTRAS: [&str; 9] = [
     "",
     "mirror: { backend: shadow, share: 50%, timeout: 200ms }",
     "compress: { algorithms: [zstd, gzip], min: 1KiB, events: true }, decompress: { max: 64MiB }",
@@ -66,6 +67,8 @@ const ROUTE_EXTRAS: [&str; 7] = [
     "limit: 6, queue: { size: 20, wait: 1s, target: 100ms }, priority: { header: x-user, classes: [user-1, user-2, user-3] }",
     "limit: adaptive, rates: [{ requests: 400/s, tokens: 1000000/min }, { per: model, requests: 300/s }]",
     "rewrite: { model: another }, errors: problem",
+    "hedge: { after: 2ms, budget: 100%, max: 2 }",
+    "hedge: { after: p90, budget: 100% }, mirror: { backend: shadow, timeout: 200ms }",
 ];
 
 struct World {

@@ -63,6 +63,7 @@ impl Checker<'_> {
             warm_up: warm_up.map(|warm_up| self.warm_up(node.at("warm_up"), warm_up)),
             slow_start: on(&backend.slow_start).map(|brief| slow_start(&brief.0)),
             ejection: self.ejection(node.at("ejection"), &backend.ejection),
+            breaker: self.breaker(node.at("breaker"), &backend.breaker),
             idle_connections: backend.idle_connections.0 as usize,
             idle_timeout: backend.idle_timeout.0,
             dns_refresh: backend.dns_refresh.0,

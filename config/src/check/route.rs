@@ -4,6 +4,7 @@ mod action;
 mod body;
 mod deadline;
 mod guard;
+mod hedge;
 mod matching;
 
 use std::collections::HashMap;
@@ -17,12 +18,13 @@ use crate::validated::{
 };
 
 /// Keys that mean nothing where no endpoint is asked.
-const ABOUT_ENDPOINTS: [&str; 17] = [
+const ABOUT_ENDPOINTS: [&str; 18] = [
     "sticky",
     "force_arm",
     "deadline",
     "levels",
     "retry",
+    "hedge",
     "answers",
     "fallback",
     "rates",
@@ -97,6 +99,7 @@ impl Checker<'_> {
         }
         let priority = route.priority.as_ref();
         let priority = priority.and_then(|priority| self.priority(node.at("priority"), priority));
+        let hedge = self.hedge(node, route, &deadline);
         let guard = route.guard.as_ref();
         let guard = guard.and_then(|guard| self.guard(node, guard, action.as_ref()));
         let mirror = route.mirror.as_ref();
@@ -113,6 +116,7 @@ impl Checker<'_> {
             deadline,
             levels,
             retry,
+            hedge,
             answers,
             fallback,
             rates,

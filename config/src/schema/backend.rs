@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admission::{Limit, Queue};
 use super::balance::{Balance, Locality, Signals};
-use super::ejection::Ejection;
+use super::ejection::{Breaker, Ejection};
 use super::values::{
     Abbreviated, Brief, EndpointEntry, Number, OneOrMany, Percent, StatusEntry, Switch, Time,
     Timeout, Whole,
@@ -53,6 +53,8 @@ pub struct Backend {
     /// Leaves out an endpoint that keeps failing requests or does worse than its peers, for a while.
     /// `off` switches it off. Default: on.
     pub ejection: Switch<Ejection>,
+    /// Lets requests fail at once while the backend as a whole fails, or off. Default: off.
+    pub breaker: Switch<Breaker>,
     /// Idle connections kept per endpoint, 0 to 100000. Default: 256.
     pub idle_connections: Whole<0, 100_000>,
     /// How long an idle connection to an endpoint is kept, 1ms to 7d. Default: 50s.
@@ -146,6 +148,7 @@ impl Default for Backend {
             warm_up: None,
             slow_start: Switch::Off,
             ejection: Switch::On(Ejection::default()),
+            breaker: Switch::Off,
             idle_connections: Whole(256),
             idle_timeout: Time::seconds(50),
             dns_refresh: Time::seconds(30),

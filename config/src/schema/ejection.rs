@@ -1,4 +1,5 @@
-//! When an endpoint is left out for a while, though nobody has called it unready.
+//! When an endpoint, or a whole backend, is left alone for a while, though nobody has called it
+//! unready.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,27 @@ pub struct Stall {
     pub floor: Span,
 }
 
+/// Lets requests fail at once while the backend as a whole fails, but for one now and then that tries
+/// whether it is back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Breaker {
+    /// What share of the attempts in the window must have failed, 1% to 100%. Default: 50%.
+    pub failures: Percent<100, 10_000>,
+    /// How many attempts in the window are needed to judge, 1 to 1000000. Default: 20.
+    pub attempts: Whole<1, 1_000_000>,
+    /// What is looked back on, 10ms to 1h. Default: 10s.
+    pub window: Span,
+    /// How long it stays open the first time, 1ms to 7d; the n-th time in a row n times as long.
+    /// Default: 5s.
+    pub base: Timeout,
+    /// Never longer than this, 1ms to 7d; at least `base`. Default: 1m.
+    pub max: Timeout,
+    /// It stays open longer by a share drawn from 0 to this, 0% to 100%, so that not all proxies try
+    /// at once. Default: 20%.
+    pub jitter: Percent<0, 10_000>,
+}
+
 impl Default for Ejection {
     fn default() -> Self {
         Self {
@@ -78,6 +100,19 @@ impl Default for Ejection {
             success_rate: Switch::On(SuccessRate::default()),
             latency: Switch::Off,
             stall: Switch::On(Stall::default()),
+        }
+    }
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            failures: Percent(0.5),
+            attempts: Whole(20),
+            window: Time::seconds(10),
+            base: Time::seconds(5),
+            max: Time::seconds(60),
+            jitter: Percent(0.2),
         }
     }
 }

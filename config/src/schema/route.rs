@@ -9,6 +9,7 @@ use super::answers::{Answers, Fallback};
 use super::body::{Batch, Compress, Decompress};
 use super::deadline::{Deadline, Levels};
 use super::guard::{Guard, Mirror};
+use super::hedge::Hedge;
 use super::values::{Brief, OneOrMany, Pause, Size, Switch, Time, Whole};
 use super::{GIB, MIB};
 use crate::validated::{ErrorStyle, RetryReason};
@@ -50,6 +51,9 @@ pub struct Route {
     /// When another attempt is made, which is never after a byte of the response was sent. `off`
     /// switches it off. Default: on.
     pub retry: Switch<Retry>,
+    /// Asks a second endpoint when the first one is slow to begin its response, or off. Default:
+    /// off.
+    pub hedge: Switch<Hedge>,
     /// Stores answers and serves them again, always marked, or off. Default: off.
     pub answers: Switch<Answers>,
     /// What is served where there would be an error.
@@ -249,6 +253,7 @@ impl Default for Route {
             deadline: Brief(Deadline::default()),
             levels: Switch::Off,
             retry: Switch::On(Retry::default()),
+            hedge: Switch::Off,
             answers: Switch::Off,
             fallback: Fallback::default(),
             rates: Vec::new(),

@@ -17,6 +17,7 @@ macro_rules! inline {
 }
 
 mod admission;
+mod after;
 mod number;
 
 use std::fmt;
@@ -32,6 +33,7 @@ use std::borrow::Cow;
 
 use crate::units;
 pub use admission::{LimitWord, Rate};
+pub use after::After;
 pub use number::{Number, Percent};
 
 const MILLI: u64 = 1_000;

@@ -205,6 +205,7 @@ fn defaults_are_in_their_own_ranges() {
         written::<schema::Compress>("routes: [{compress: @}]"),
         written::<schema::Decompress>("routes: [{decompress: @}]"),
         written::<schema::Batch>("routes: [{batch: @}]"),
+        written::<schema::Hedge>("routes: [{hedge: @}]"),
         written::<schema::Answers>("routes: [{answers: @}]"),
         written::<schema::FallbackAnswers>("routes: [{fallback: {answers: @}}]"),
         written::<schema::AnswerWarmUp>("answers: {warm_up: @}"),
@@ -219,6 +220,7 @@ fn defaults_are_in_their_own_ranges() {
         written::<schema::WarmUpRequest>("backends: {a: {warm_up: {requests: [@]}}}"),
         written::<schema::SlowStart>("backends: {a: {slow_start: @}}"),
         written::<schema::Latency>("backends: {a: {ejection: {latency: @}}}"),
+        written::<schema::Breaker>("backends: {a: {breaker: @}}"),
     ] {
         let report = parse(&text, "x").expect_err("a default file has no route");
         let form = ["found", "unknown", "expected"];

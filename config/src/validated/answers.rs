@@ -99,7 +99,7 @@ pub struct FallbackAnswers {
 pub enum FallbackReason {
     /// A deadline passed, or the endpoint stopped working.
     Deadline,
-    /// No endpoint is ready.
+    /// No endpoint is ready, or the breaker of the backend is open.
     NoEndpoint,
     /// No endpoint could be connected to.
     Connect,

@@ -1,7 +1,7 @@
 //! A backend: which endpoints there are, which of them are fit, and how they are asked.
 //!
 //! Leaves out how one of them is chosen ([`Balance`], [`Signals`], [`Locality`]) and when one is left
-//! out ([`Ejection`]).
+//! out ([`Ejection`]) or all of them are ([`Breaker`]).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Balance, Ejection, Limit, Locality, Queue, Signals, as_map, value_or_off};
+use super::{Balance, Breaker, Ejection, Limit, Locality, Queue, Signals, as_map, value_or_off};
 use crate::units;
 
 /// A named group of endpoints with one balancing policy.
@@ -51,6 +51,9 @@ pub struct Backend {
     /// The passive check; `None` = off.
     #[serde(serialize_with = "value_or_off")]
     pub ejection: Option<Ejection>,
+    /// When all of it is left alone; `None` = never.
+    #[serde(serialize_with = "value_or_off")]
+    pub breaker: Option<Breaker>,
     /// Idle connections kept per endpoint; 0 = none.
     pub idle_connections: usize,
     /// How long an idle one is kept.

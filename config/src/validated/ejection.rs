@@ -1,4 +1,5 @@
-//! When an endpoint is left out for a while, though nobody has called it unready.
+//! When an endpoint, or a whole backend, is left alone for a while, though nobody has called it
+//! unready.
 
 use std::time::Duration;
 
@@ -35,6 +36,28 @@ pub struct Ejection {
     /// Ejects one that has stopped working on everything it has; `None` = off.
     #[serde(serialize_with = "value_or_off")]
     pub stall: Option<Stall>,
+}
+
+/// When requests fail at once because the backend as a whole fails.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Breaker {
+    /// The share of the attempts in the window that must have failed, above 0.0 to 1.0.
+    #[serde(serialize_with = "units::percent")]
+    pub failures: f64,
+    /// Attempts in the window that are needed to judge, 1 to 1000000.
+    pub attempts: u32,
+    /// What is looked back on.
+    #[serde(serialize_with = "units::duration")]
+    pub window: Duration,
+    /// How long it stays open the first time; the n-th time in a row n times as long.
+    #[serde(serialize_with = "units::duration")]
+    pub base: Duration,
+    /// Never longer than this; at least `base`.
+    #[serde(serialize_with = "units::duration")]
+    pub max: Duration,
+    /// It stays open up to so much longer, drawn evenly; a share, 0.0 to 1.0.
+    #[serde(serialize_with = "units::percent")]
+    pub jitter: f64,
 }
 
 /// When an endpoint fails more often than its peers together.

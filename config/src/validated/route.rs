@@ -1,7 +1,8 @@
 //! A route: what it takes, and what is done with it.
 //!
-//! Leaves out what happens beside the request itself ([`Guard`], [`Mirror`]) and to its body
-//! ([`Compress`], [`Decompress`], [`Batch`]), and how long it may take ([`Deadline`], [`Levels`]).
+//! Leaves out what happens beside the request itself ([`Guard`], [`Mirror`]), to its body
+//! ([`Compress`], [`Decompress`], [`Batch`]) and while it waits ([`Hedge`]), and how long it may take
+//! ([`Deadline`], [`Levels`]).
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    Answers, Batch, Compress, Deadline, Decompress, Fallback, Guard, Levels, Limit, Mirror,
+    Answers, Batch, Compress, Deadline, Decompress, Fallback, Guard, Hedge, Levels, Limit, Mirror,
     Priority, Queue, RateKey, RateLimit, as_map, value_or_off,
 };
 use crate::pattern::{Glob, HostPattern, PathPattern};
@@ -39,6 +40,9 @@ pub struct Route {
     /// When another attempt is made; `None` = never.
     #[serde(serialize_with = "value_or_off")]
     pub retry: Option<Retry>,
+    /// When a second endpoint is asked while the first one has not begun to answer; `None` = never.
+    #[serde(serialize_with = "value_or_off")]
+    pub hedge: Option<Hedge>,
     /// What of its answers is stored and served again; `None` = nothing.
     #[serde(serialize_with = "value_or_off")]
     pub answers: Option<Answers>,

@@ -184,12 +184,10 @@ impl Learner {
         }
     }
 
-    /// The time within which the share `q` of the requests with this work get their first byte; `None` while too little
-    /// is known.
-    pub fn quantile(&self, q: f64, work: &Work) -> Option<Duration> {
-        let (amounts, group) = (Amounts::from(work), Group::of(work));
-        let seconds = self.narrowest(group, self.expected(&amounts), |cell| cell.quantile(q));
-        seconds.map(duration)
+    /// The time within which the share `q` of such attempts get their first byte; `None` while too little is known.
+    pub fn quantile(&self, q: f64, forecast: &Forecast) -> Option<Duration> {
+        let ask = |cell: &Cell| cell.quantile(q);
+        self.narrowest(forecast.group, forecast.expected, ask).map(duration)
     }
 
     /// The deadline for the gaps of a response from an endpoint with that [`Patience`].

@@ -277,7 +277,7 @@ fn reason_of(outcome: Outcome) -> Option<FallbackReason> {
         | Outcome::GapTimeout
         | Outcome::TotalTimeout
         | Outcome::Stalled => Some(FallbackReason::Deadline),
-        Outcome::NoEndpoint => Some(FallbackReason::NoEndpoint),
+        Outcome::NoEndpoint | Outcome::CircuitOpen => Some(FallbackReason::NoEndpoint),
         Outcome::ConnectFailed => Some(FallbackReason::Connect),
         Outcome::UpstreamReset | Outcome::UpstreamInvalid => Some(FallbackReason::Reset),
         Outcome::Overloaded | Outcome::QueueFull | Outcome::QueueTimeout | Outcome::Shed => {

@@ -14,14 +14,22 @@ use std::{
 
 use rand::Rng;
 
-use super::{answer, ask::is_json, enter::wait_for_place, forward, respond, route::body_failure};
+use super::{
+    answer,
+    ask::is_json,
+    enter::wait_for_place,
+    forward,
+    hedge::{Hedging, Race},
+    respond,
+    route::body_failure,
+};
 use crate::{
     balance::Ask,
     deadline::{Expiry, Limit, Next, Watchdog},
     outcome::Outcome,
     outlier,
     relay::{Bounds, Exchange, Fault, load_report},
-    request::{Failure, Request},
+    request::{Failure, Request, Retry},
     retry::{self, Decision, Denied, Failed, Reason},
     snapshot::Route,
     stream::Kind,
@@ -57,7 +65,7 @@ pub struct Attempts<'a, 'c, R> {
 }
 
 /// An attempt that gave no response to pass on.
-enum Miss {
+pub(super) enum Miss {
     /// The connection had rested too long; the same endpoint is tried on a new one.
     Stale(Place),
     /// Another one follows after this pause.
@@ -66,6 +74,28 @@ enum Miss {
     Retryable(Reason, Failure),
     /// It failed, and that is that.
     Final(Failure),
+}
+
+/// An attempt that ended before its endpoint had answered.
+pub(super) struct Lapse {
+    /// How.
+    pub(super) outcome: Outcome,
+    /// What its endpoint is blamed for, if anything.
+    pub(super) blamed: Option<outlier::Failure>,
+    /// Why another one may help, if it may.
+    pub(super) reason: Option<Reason>,
+    /// What happened, for the client and the log.
+    pub(super) detail: String,
+}
+
+impl From<Lapse> for Miss {
+    fn from(lapse: Lapse) -> Self {
+        let failure = Failure::new(lapse.outcome, lapse.detail);
+        match lapse.reason {
+            Some(reason) => Miss::Retryable(reason, failure),
+            None => Miss::Final(failure),
+        }
+    }
 }
 
 impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
@@ -102,6 +132,9 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     pub async fn run(mut self) -> Result<Outcome, Failure> {
         load_report::ask(&mut self.request.head.fields, &self.backend.settings.signals);
         self.route.budget.deposit(self.request.start);
+        if let Some(hedging) = &self.route.hedging {
+            hedging.allowance.deposit();
+        }
         loop {
             let pause = match self.attempt().await {
                 Ok(outcome) => return Ok(outcome),
@@ -194,6 +227,10 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         };
         match self.backend.choose(wanted, Instant::now(), &mut self.rng) {
             Choice::Taken(place) => Ok(place),
+            Choice::Open(wait) => {
+                let detail = format!("backend {name} fails as a whole and is left alone");
+                Err(Failure::new(Outcome::CircuitOpen, detail).retry(Retry::After(wait)))
+            }
             Choice::Full => {
                 let detail =
                     format!("every endpoint of backend {name} is at its limit, or has no weight");
@@ -231,6 +268,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
                     learning.connected(learned.as_ref(), took, start + took);
                 }
                 self.backend.metrics.connection(how);
+                place.reached();
                 Ok((upstream, place))
             }
             Ok(Err(error)) => {
@@ -264,22 +302,11 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             place.endpoint().metrics.ended(Outcome::TotalTimeout);
             return Miss::Final(expired(self.request, Expiry::Total));
         }
-        let (outcome, failure, how) = match error {
-            DialError::Failed(_) => (
-                Outcome::ConnectFailed,
-                outlier::Failure::ConnectRefused,
-                UpstreamConnection::Failed,
-            ),
-            DialError::TimedOut(_) => (
-                Outcome::ConnectTimeout,
-                outlier::Failure::ConnectTimeout,
-                UpstreamConnection::Timeout,
-            ),
-        };
-        self.backend.metrics.connection(how);
-        blame(place, &self.backend, outcome, failure);
-        let detail = format!("could not connect to endpoint {}: {error}", place.endpoint().name);
-        Miss::Retryable(Reason::Connect, Failure::new(outcome, detail))
+        let lapse = lapse_of_dial(&place.endpoint().name, error, &self.backend);
+        if let Some(failure) = lapse.blamed {
+            blame(place, &self.backend, lapse.outcome, failure);
+        }
+        lapse.into()
     }
 
     async fn exchange(&mut self, mut upstream: Upstream, place: Place) -> Result<Outcome, Miss> {
@@ -288,6 +315,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         let sent = upstream.send_head(&self.request.head);
         let waiting = Counted::new(&self.route.metrics.awaiting_first_byte);
         let bounds = bounds(self.request, self.route, &self.backend);
+        let hedge = hedge_of(self.request, self.route, &place);
         let mut exchange = Exchange::new(
             &mut *self.client,
             &mut *self.request,
@@ -296,13 +324,23 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             place,
             bounds,
         );
-        let head = match sent {
-            Ok(()) => exchange.head().await,
+        let head = match (sent, hedge) {
+            (Ok(()), Some(hedging)) => {
+                let (ask, destinations) = (&self.ask, &*self.destinations);
+                let wanted = Wanted { ask, tried: &[], destinations, hopped: self.hopped };
+                let (route, backend, rng) = (self.route, &self.backend, &mut self.rng);
+                let race = Race::new(hedging, route, backend, wanted, self.hop_marked, bounds, rng);
+                // In a box: routes that do not hedge shall not carry it along.
+                let (winner, head) = Box::pin(race.run(exchange)).await?;
+                exchange = winner;
+                Ok(head)
+            }
+            (Ok(()), None) => exchange.head().await,
             // The endpoint has not even seen it.
-            Err(WireError::Invalid(what)) => {
+            (Err(WireError::Invalid(what)), _) => {
                 return Err(Miss::Final(Failure::new(Outcome::BadRequest, what)));
             }
-            Err(error) => Err(Fault::Upstream(error)),
+            (Err(error), _) => Err(Fault::Upstream(error)),
         };
         drop(waiting);
         let head = match head {
@@ -310,18 +348,14 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             Err(Fault::Upstream(WireError::Closed(_))) if exchange.is_stale() => {
                 return Err(Miss::Stale(exchange.place));
             }
-            Err(fault) => return Err(no_head(exchange, self.route, &self.backend, fault)),
+            Err(fault) => return Err(no_head(&mut exchange, self.route, &self.backend, fault)),
         };
         if let Some((reason, retry_after)) = plea(&head) {
-            let request = &*exchange.request;
-            let again =
-                decide(request, self.route, &self.backend, reason, retry_after, &mut self.rng);
+            let (request, rng) = (&*exchange.request, &mut self.rng);
+            let again = decide(request, self.route, &self.backend, reason, retry_after, rng);
             if let Some(pause) = again {
-                let outcome = Outcome::of_upstream_status(head.status);
-                exchange.place.endpoint().metrics.ended(outcome);
-                judge_status(&mut exchange.place, &self.backend, head.status);
                 exchange.request.trail.faults += u32::from(reason == Reason::ServerError);
-                exchange.give_up();
+                settle(&mut exchange, &self.backend, head.status);
                 return Err(Miss::Again(pause));
             }
         }
@@ -331,7 +365,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         if can_wait_for_piece(&head, exchange.request, self.route)
             && let Err(fault) = exchange.first_piece().await
         {
-            return Err(no_head(exchange, self.route, &self.backend, fault));
+            return Err(no_head(&mut exchange, self.route, &self.backend, fault));
         }
         relay(exchange, head, self.route, &self.backend).await.map_err(Miss::Final)
     }
@@ -353,6 +387,12 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             Ok(_) => Ok(()),
         }
     }
+}
+
+/// How this attempt is hedged, if it may be: no tunnel, and no probe, which is to tell how its own endpoint does.
+fn hedge_of<'a>(request: &Request, route: &'a Route, place: &Place) -> Option<&'a Hedging> {
+    let hedging = route.hedging.as_deref()?;
+    (!place.is_probe() && !request.head.fields.contains("upgrade")).then_some(hedging)
 }
 
 fn bounds(request: &Request, route: &Route, backend: &Backend) -> Bounds {
@@ -384,6 +424,7 @@ fn decide(
         attempts: request.trail.attempts,
         response_started: false,
         replayable: request.upload.is_replayable(),
+        circuit_open: backend.is_shut(now),
         endpoint_left: backend.has_untried(&request.trail.tried),
         retry_after,
     };
@@ -407,6 +448,7 @@ fn denied(why: Denied) -> Option<RetryDenied> {
         Denied::Budget => Some(RetryDenied::Budget),
         Denied::Attempts => Some(RetryDenied::Attempts),
         Denied::Buffer => Some(RetryDenied::Buffer),
+        Denied::CircuitOpen => Some(RetryDenied::CircuitOpen),
         Denied::NoEndpoint => Some(RetryDenied::NoEndpoint),
         Denied::ResponseStarted | Denied::NotRetryable | Denied::RetryAfterTooLong => None,
     }
@@ -424,7 +466,7 @@ fn can_wait_for_piece(head: &ResponseHead, request: &Request, route: &Route) -> 
 }
 
 /// A status by which the endpoint says that another one should do it, and when to come back.
-fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
+pub(super) fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
     let reason = match head.status {
         429 | 503 => Reason::Overloaded,
         500 | 502 | 504 => Reason::ServerError,
@@ -438,51 +480,45 @@ fn plea(head: &ResponseHead) -> Option<(Reason, Option<Duration>)> {
     Some((reason, exact.or_else(coarse)))
 }
 
-/// The endpoint failed with this status, and there is a stored answer that can stand in.
-fn replaced(mut exchange: Exchange<'_, '_>, backend: &Backend, status: u16) -> Miss {
-    let endpoint = Arc::clone(exchange.place.endpoint());
-    endpoint.metrics.ended(Outcome::of_upstream_status(status));
+/// What an answer of this status says about its endpoint, when it is not passed on.
+pub(super) fn settle(exchange: &mut Exchange<'_, '_>, backend: &Backend, status: u16) {
+    exchange.place.endpoint().metrics.ended(Outcome::of_upstream_status(status));
     judge_status(&mut exchange.place, backend, status);
     exchange.give_up();
-    let detail = format!("endpoint {} answered {status}", endpoint.name);
+}
+
+/// The endpoint failed with this status, and there is a stored answer that can stand in.
+fn replaced(mut exchange: Exchange<'_, '_>, backend: &Backend, status: u16) -> Miss {
+    settle(&mut exchange, backend, status);
+    let detail = format!("endpoint {} answered {status}", exchange.place.endpoint().name);
     Miss::Final(Failure::new(Outcome::ServerError, detail))
 }
 
 /// No head came: what that says about the endpoint, and whether another one may help.
-fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fault: Fault) -> Miss {
+pub(super) fn no_head(
+    exchange: &mut Exchange<'_, '_>,
+    route: &Route,
+    backend: &Backend,
+    fault: Fault,
+) -> Miss {
     let hangs = exchange.learn(Some(&fault));
     let endpoint = exchange.place.endpoint().name.clone();
-    let (outcome, blamed, reason, detail) = match fault {
-        Fault::Upstream(WireError::Refused) => (
-            Outcome::UpstreamReset,
-            None,
-            Some(Reason::Refused),
-            format!("endpoint {endpoint} refused the request"),
-        ),
-        Fault::Upstream(error @ WireError::Closed(_)) => (
-            Outcome::UpstreamReset,
-            Some(outlier::Failure::Reset),
-            Some(Reason::Reset),
-            format!("endpoint {endpoint} sent no response: {error}"),
-        ),
-        Fault::Upstream(error) => (
-            Outcome::UpstreamInvalid,
-            Some(outlier::Failure::Invalid),
-            None,
-            format!("endpoint {endpoint}: {error}"),
-        ),
-        Fault::Expired(Expiry::Stalled) => {
-            let detail = stalled(&endpoint);
-            let blamed = Some(outlier::Failure::Stalled);
-            (Outcome::Stalled, blamed, Some(Reason::Stalled), detail)
-        }
+    let lapse = match fault {
+        Fault::Upstream(error) => lapse_of_wire(&endpoint, error),
+        Fault::Expired(Expiry::Stalled) => Lapse {
+            outcome: Outcome::Stalled,
+            blamed: Some(outlier::Failure::Stalled),
+            reason: Some(Reason::Stalled),
+            detail: stalled(&endpoint),
+        },
         Fault::Expired(Expiry::FirstByte) => {
             let failure = expired(exchange.request, Expiry::FirstByte);
-            let blamed = Some(outlier::Failure::FirstByteTimeout);
             // One that hangs has lost the request; one that is slow with it works on it still.
             let wanted = route.retry.as_ref().is_some_and(|it| it.on.contains(Reason::FirstByte));
             let reason = if hangs && !wanted { Reason::Stalled } else { Reason::FirstByte };
-            (failure.outcome, blamed, Some(reason), failure.detail)
+            let blamed = Some(outlier::Failure::FirstByteTimeout);
+            let (outcome, detail) = (failure.outcome, failure.detail);
+            Lapse { outcome, blamed, reason: Some(reason), detail }
         }
         fault => {
             let failure = client_fault(exchange.request, fault);
@@ -491,20 +527,56 @@ fn no_head(mut exchange: Exchange<'_, '_>, route: &Route, backend: &Backend, fau
             return Miss::Final(failure);
         }
     };
-    match blamed {
-        Some(failure) => blame(&mut exchange.place, backend, outcome, failure),
-        None => exchange.place.endpoint().metrics.ended(outcome),
+    match lapse.blamed {
+        Some(failure) => blame(&mut exchange.place, backend, lapse.outcome, failure),
+        None => exchange.place.endpoint().metrics.ended(lapse.outcome),
     }
     exchange.give_up();
-    let failure = Failure::new(outcome, detail);
-    match reason {
-        Some(reason) => Miss::Retryable(reason, failure),
-        None => Miss::Final(failure),
-    }
+    lapse.into()
+}
+
+/// The endpoint broke off before it had answered.
+pub(super) fn lapse_of_wire(endpoint: &str, error: WireError) -> Lapse {
+    let (outcome, blamed, reason, detail) = match error {
+        WireError::Refused => (
+            Outcome::UpstreamReset,
+            None,
+            Some(Reason::Refused),
+            format!("endpoint {endpoint} refused the request"),
+        ),
+        error @ WireError::Closed(_) => (
+            Outcome::UpstreamReset,
+            Some(outlier::Failure::Reset),
+            Some(Reason::Reset),
+            format!("endpoint {endpoint} sent no response: {error}"),
+        ),
+        error => (
+            Outcome::UpstreamInvalid,
+            Some(outlier::Failure::Invalid),
+            None,
+            format!("endpoint {endpoint}: {error}"),
+        ),
+    };
+    Lapse { outcome, blamed, reason, detail }
+}
+
+/// There was no connection.
+pub(super) fn lapse_of_dial(endpoint: &str, error: &DialError, backend: &Backend) -> Lapse {
+    let (outcome, blamed, how) = match error {
+        DialError::Failed(_) => {
+            (Outcome::ConnectFailed, outlier::Failure::ConnectRefused, UpstreamConnection::Failed)
+        }
+        DialError::TimedOut(_) => {
+            (Outcome::ConnectTimeout, outlier::Failure::ConnectTimeout, UpstreamConnection::Timeout)
+        }
+    };
+    backend.metrics.connection(how);
+    let detail = format!("could not connect to endpoint {endpoint}: {error}");
+    Lapse { outcome, blamed: Some(blamed), reason: Some(Reason::Connect), detail }
 }
 
 /// A fault that is the client's, or that is the same for every endpoint.
-fn client_fault(request: &Request, fault: Fault) -> Failure {
+pub(super) fn client_fault(request: &Request, fault: Fault) -> Failure {
     match fault {
         Fault::ClientGone => client_gone(),
         Fault::Expired(Expiry::ClientRead) => {
@@ -611,14 +683,19 @@ fn stalled(endpoint: &str) -> String {
 }
 
 /// A status by which the endpoint says that it failed. (429 and 503 say that it is busy, which is no failure.)
-fn judge_status(place: &mut Place, backend: &Backend, status: u16) {
+pub(super) fn judge_status(place: &mut Place, backend: &Backend, status: u16) {
     if matches!(status, 500 | 502 | 504) {
         let transition = place.failed(outlier::Failure::ServerError, backend, Instant::now());
         place.endpoint().announce(transition);
     }
 }
 
-fn blame(place: &mut Place, backend: &Backend, outcome: Outcome, failure: outlier::Failure) {
+pub(super) fn blame(
+    place: &mut Place,
+    backend: &Backend,
+    outcome: Outcome,
+    failure: outlier::Failure,
+) {
     place.endpoint().metrics.ended(outcome);
     let transition = place.failed(failure, backend, Instant::now());
     place.endpoint().announce(transition);

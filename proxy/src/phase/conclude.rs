@@ -6,7 +6,10 @@ use crate::{
     outcome::Outcome,
     request::Request,
     snapshot::Action,
-    telemetry::access_log::{AccessLog, Record},
+    telemetry::{
+        access_log::{AccessLog, Record},
+        metrics::HedgeResult,
+    },
 };
 
 use super::{answer, forward::trace_id};
@@ -107,6 +110,7 @@ fn record<'a>(
         upstream_connect: trail.connect,
         queued: trail.queued,
         attempts: trail.attempts,
+        hedge: trail.hedge.map_or("", HedgeResult::as_str),
         bytes_in: request.upload.received(),
         bytes_out: request.progress.bytes(),
         chunks: summary.events.max(request.progress.chunks()),

@@ -89,6 +89,37 @@ impl Copy {
     }
 }
 
+/// A body that is here as a whole, for a second attempt beside the first.
+pub struct Whole {
+    pieces: Vec<Bytes>,
+    trailers: Option<Fields>,
+    bytes: u64,
+    asks_for_stream: bool,
+}
+
+impl Whole {
+    /// Queues all of it. The pieces are shared with the first attempt, so nothing is held twice.
+    pub fn queue(&self, upstream: &mut Upstream) {
+        for piece in &self.pieces {
+            upstream.send(Frame::Data(piece.clone()));
+        }
+        if let Some(fields) = &self.trailers {
+            upstream.send(Frame::Trailers(fields.clone()));
+        }
+        upstream.send(Frame::End);
+    }
+
+    /// How long it is.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// As [`Upload::asks_for_stream`].
+    pub fn asks_for_stream(&self) -> bool {
+        self.asks_for_stream
+    }
+}
+
 /// Why the body does not come through.
 #[derive(Debug)]
 pub enum UploadError {
@@ -189,6 +220,16 @@ impl Upload {
     /// Whether another attempt could send all that has been sent.
     pub fn is_replayable(&self) -> bool {
         !self.gave_up
+    }
+
+    /// All of it, where it has ended and is kept.
+    pub fn second_copy(&self) -> Option<Whole> {
+        (self.ended && !self.gave_up).then(|| Whole {
+            pieces: self.kept.clone(),
+            trailers: self.trailers.clone(),
+            bytes: self.received,
+            asks_for_stream: self.asks_for_stream(),
+        })
     }
 
     /// Whether fields came after it.

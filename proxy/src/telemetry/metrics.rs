@@ -175,6 +175,10 @@ declare! {
         "Requests that were turned away because there was no place.";
     RateDecisions COUNTER "rate_limit_decisions_total" ["route" "per" "result"]
         "Requests of routes with rates, by what each rule said.";
+    Hedges COUNTER "hedges_total" ["route" "result"]
+        "Second attempts at another endpoint while the first had not begun to answer, by what became of them.";
+    HedgesDenied COUNTER "hedges_denied_total" ["route" "reason"]
+        "Hedges that were due but something forbade.";
     CompressedIn COUNTER "compression_input_bytes_total" ["route"]
         "Bytes of response bodies before they were compressed here.";
     CompressedOut COUNTER "compression_output_bytes_total" ["route"]
@@ -191,6 +195,8 @@ declare! {
         "1 while an endpoint is ejected for failing real requests, else 0.";
     EndpointEjections COUNTER "endpoint_ejections_total" ["backend" "endpoint" "reason"]
         "How often an endpoint was ejected.";
+    EndpointRacesLost COUNTER "endpoint_races_lost_total" ["backend" "endpoint"]
+        "Attempts given up because another one of the same request began first; in no other count of the endpoint.";
     HealthChecks COUNTER "health_checks_total" ["backend" "endpoint" "result"]
         "Health checks made.";
     EndpointReported GAUGE "endpoint_reported_load" ["backend" "endpoint" "signal"]
@@ -247,6 +253,10 @@ declare! {
         "Client connections closed at once because there were too many.";
     UpstreamConnections COUNTER "upstream_connections_total" ["backend" "result"]
         "How attempts came by a connection.";
+    CircuitOpen GAUGE "backend_circuit_open" ["backend"]
+        "1 while the breaker of a backend is open or half open, else 0.";
+    CircuitChanges COUNTER "backend_circuit_changes_total" ["backend" "to"]
+        "How often the breaker of a backend opened, let a probe through, and closed.";
     Discovery COUNTER "discovery_resolutions_total" ["backend" "result"]
         "Look-ups of endpoint names.";
     ConfigReloads COUNTER "config_reloads_total" ["result"]
@@ -290,6 +300,8 @@ label_values! {
         Attempts "attempts",
         /// The request body was longer than the buffer.
         Buffer "buffer",
+        /// The breaker of the backend is open.
+        CircuitOpen "circuit_open",
         /// No endpoint was left to try.
         NoEndpoint "no_endpoint",
     }
@@ -332,6 +344,20 @@ label_values! {
 }
 
 label_values! {
+    /// What became of a hedge.
+    HedgeResult {
+        /// It began first and was passed on.
+        Won "won",
+        /// Another attempt of the request began first, and this one was given up.
+        Lost "lost",
+        /// It failed, or said that another endpoint should do it.
+        Failed "failed",
+        /// The request ended without it: its client left, or it took too long as a whole.
+        GivenUp "given_up",
+    }
+}
+
+label_values! {
     /// What a deadline is for.
     DeadlineKind {
         /// To connect.
@@ -344,6 +370,22 @@ label_values! {
 }
 
 label_values! {
+    /// Why a hedge that was due was not made.
+    HedgeDenied {
+        /// The share of the requests that may be hedged was spent.
+        Share "share",
+        /// The retry budget was spent.
+        Budget "budget",
+        /// All attempts were used.
+        Attempts "attempts",
+        /// The request body was longer than the buffer.
+        Buffer "buffer",
+        /// Every endpoint that serves had been tried.
+        NoEndpoint "no_endpoint",
+    }
+}
+
+label_values! {
     /// What a deadline rests on.
     DeadlineBasis {
         /// It was learned.
@@ -352,6 +394,18 @@ label_values! {
         Unknown "unknown",
         /// It is the ceiling, to see what lies beyond.
         Explored "explored",
+    }
+}
+
+label_values! {
+    /// What the breaker of a backend became.
+    CircuitState {
+        /// Requests fail at once.
+        Open "open",
+        /// One request tries whether the backend is back.
+        HalfOpen "half_open",
+        /// Requests pass.
+        Closed "closed",
     }
 }
 
@@ -842,6 +896,8 @@ pub struct RouteMetrics {
     pub compressed_out: Counter,
     retries: [Counter; RetryReason::ALL.len()],
     retries_denied: [Counter; RetryDenied::ALL.len()],
+    hedges: [Counter; HedgeResult::ALL.len()],
+    hedges_denied: [Counter; HedgeDenied::ALL.len()],
     budgets: [Counter; ClientBudget::ALL.len()],
 }
 
@@ -854,6 +910,16 @@ impl RouteMetrics {
     /// Another attempt was allowed by the policy but not made.
     pub fn retry_denied(&self, reason: RetryDenied) {
         self.retries_denied[reason as usize].inc();
+    }
+
+    /// A hedge ended so.
+    pub fn hedged(&self, result: HedgeResult) {
+        self.hedges[result as usize].inc();
+    }
+
+    /// A hedge was due but not made.
+    pub fn hedge_denied(&self, reason: HedgeDenied) {
+        self.hedges_denied[reason as usize].inc();
     }
 
     /// A client said how long it waits.
@@ -871,6 +937,12 @@ impl RouteMetrics {
         page.by_value(Id::Retries, labels, &RetryReason::ALL, RetryReason::name, &self.retries);
         let denied = &self.retries_denied;
         page.by_value(Id::RetriesDenied, labels, RetryDenied::ALL, RetryDenied::as_str, denied);
+        let (hedges, denied) = (&self.hedges, &self.hedges_denied);
+        // Nothing is due where nothing is configured: no series that never move.
+        if hedges.iter().chain(denied).any(|count| count.get() > 0) {
+            page.by_value(Id::Hedges, labels, HedgeResult::ALL, HedgeResult::as_str, hedges);
+            page.by_value(Id::HedgesDenied, labels, HedgeDenied::ALL, HedgeDenied::as_str, denied);
+        }
         if self.budgets.iter().any(|count| count.get() > 0) {
             let (all, name) = (ClientBudget::ALL, ClientBudget::as_str);
             page.by_value(Id::ClientBudgets, labels, all, name, &self.budgets);
@@ -1082,6 +1154,8 @@ pub struct EndpointMetrics {
     pub ejected: Gauge,
     requests: [Counter; Outcome::ALL.len()],
     ejections: [Counter; EjectionReason::ALL.len()],
+    /// Attempts given up because another one of the same request began first.
+    pub races_lost: Counter,
     checks: [Counter; Verdict::ALL.len()],
     /// What it last said of its queue, its batch and its cache, in the order of [`LoadSignal::ALL`].
     pub reported: [Level; LoadSignal::ALL.len()],
@@ -1097,8 +1171,9 @@ impl Default for EndpointMetrics {
             first_byte: Histogram::new(FIRST_BYTE),
             ready: Gauge::default(),
             ejected: Gauge::default(),
-            requests: Default::default(),
+            requests: std::array::from_fn(|_| Counter::default()),
             ejections: Default::default(),
+            races_lost: Counter::default(),
             checks: Default::default(),
             reported: Default::default(),
             warm_ups: Default::default(),
@@ -1146,6 +1221,9 @@ impl EndpointMetrics {
         page.gauge(Id::EndpointEjected, labels, &self.ejected);
         let (reasons, reason) = (EjectionReason::ALL, EjectionReason::as_str);
         page.by_value(Id::EndpointEjections, labels, reasons, reason, &self.ejections);
+        if self.races_lost.get() > 0 {
+            page.counter(Id::EndpointRacesLost, labels, self.races_lost.get());
+        }
         for (signal, level) in LoadSignal::ALL.iter().zip(&self.reported) {
             if let Some(value) = level.get() {
                 page.level(Id::EndpointReported, &[labels, &[signal.as_str()]].concat(), value);
@@ -1178,9 +1256,17 @@ pub struct BackendMetrics {
     connections: [Counter; UpstreamConnection::ALL.len()],
     resolutions: [Counter; Verdict::ALL.len()],
     sent: [Counter; Nearness::ALL.len()],
+    /// 1 while the breaker is open or half open; nothing where there is none.
+    pub circuit_open: Level,
+    circuit: [Counter; CircuitState::ALL.len()],
 }
 
 impl BackendMetrics {
+    /// The breaker is in this state now.
+    pub fn circuit_became(&self, state: CircuitState) {
+        self.circuit[state as usize].inc();
+    }
+
     /// An attempt went to an endpoint so near.
     pub fn sent(&self, nearness: Nearness) {
         self.sent[nearness as usize].inc();
@@ -1201,6 +1287,11 @@ impl BackendMetrics {
         page.by_value(Id::UpstreamConnections, labels, all, name, &self.connections);
         page.by_value(Id::Discovery, labels, Verdict::ALL, Verdict::as_str, &self.resolutions);
         page.by_value(Id::Sent, labels, Nearness::ALL, Nearness::as_str, &self.sent);
+        if let Some(open) = self.circuit_open.get() {
+            page.level(Id::CircuitOpen, labels, open);
+            let (all, name) = (CircuitState::ALL, CircuitState::as_str);
+            page.by_value(Id::CircuitChanges, labels, all, name, &self.circuit);
+        }
     }
 }
 
@@ -1489,7 +1580,10 @@ struct Slot {
 
 impl Default for OutcomeTable {
     fn default() -> Self {
-        Self { slots: std::array::from_fn(|_| Slot::default()), beyond: Default::default() }
+        Self {
+            slots: std::array::from_fn(|_| Slot::default()),
+            beyond: std::array::from_fn(|_| Counter::default()),
+        }
     }
 }
 
@@ -1727,10 +1821,13 @@ mod tests {
         arm.route.retried(RetryReason::Connect);
         metrics.endpoint("stable", "127.0.0.1:1").ended(Outcome::ConnectFailed);
         metrics.backend("stable").connection(UpstreamConnection::Reused);
+        metrics.backend("stable").circuit_open.set(0.0);
         metrics.listener("0.0.0.0:8800").accepted.inc();
         // What is not configured has no series.
         arm.route.compressed_in.add(3);
+        arm.route.hedged(HedgeResult::Won);
         let endpoint = metrics.endpoint("stable", "127.0.0.1:1");
+        endpoint.races_lost.inc();
         endpoint.warmed_up(Verdict::Success);
         endpoint.scraped(Verdict::Success);
         endpoint.agent_asked(Verdict::Success);

@@ -15,9 +15,14 @@ use crate::{
     balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy, Standing},
     discovery::{self, Found},
     endpoint::{Endpoint, InFlight, Joined, Registry, passive::Passive, slow_start},
-    outlier::{Admit, Failure, Group, Pass, Reason, Transition, peers::Sample, stall::Turn},
+    outlier::{
+        Admit, Circuit, Failure, Group, Pass, Reason, Transition, peers::Sample, stall::Turn,
+    },
     telemetry::metrics::{BackendMetrics, Nearness, Scope},
-    upstream::locality::{self, Locality},
+    upstream::{
+        breaker::{BackendBreaker, Permit},
+        locality::{self, Locality},
+    },
 };
 
 /// A named group of endpoints. Lives as long as its settings do; a reload that leaves them alone keeps it.
@@ -33,6 +38,8 @@ pub struct Backend {
     members: ArcSwap<Members>,
     /// Where prompts and sessions were served last; outlives changes of the endpoints.
     memory: Arc<Memory>,
+    /// What lets requests fail at once while all of it fails; outlives other settings, too.
+    breaker: Option<Arc<BackendBreaker>>,
     locality: Locality,
     changed: watch::Sender<()>,
     registry: Arc<Registry>,
@@ -82,6 +89,8 @@ pub struct Wanted<'a> {
 pub enum Choice {
     /// This one, and a place at it.
     Taken(Place),
+    /// The backend as a whole is left alone, for so long.
+    Open(Duration),
     /// There are endpoints that could serve, but all are at `max_connections`.
     Full,
     /// None is ready, or every one has been tried.
@@ -98,16 +107,26 @@ impl Backend {
     ) -> Self {
         let memory = before.map_or_else(|| Arc::new(Memory::new()), |b| Arc::clone(&b.memory));
         let zone = std::env::var(locality::ZONE_VARIABLE).ok();
+        let name: Arc<str> = settings.name.as_str().into();
+        let metrics = registry.metrics().backend(&settings.name);
+        let breaker = settings.breaker.as_ref().map(|wanted| {
+            let known = before.and_then(|before| before.breaker.as_ref());
+            let new = || Arc::new(BackendBreaker::new(wanted, &name, &metrics));
+            let breaker = known.map_or_else(new, Arc::clone);
+            breaker.configure(wanted);
+            breaker
+        });
         let backend = Backend {
-            name: settings.name.as_str().into(),
+            name,
             members: ArcSwap::from_pointee(Members {
                 list: Vec::new(),
                 has_local: false,
                 policy: Policy::new(policy_kind(&settings.balance), &[], &memory),
             }),
             memory,
+            breaker,
             locality: Locality::new(&settings.locality, zone),
-            metrics: registry.metrics().backend(&settings.name),
+            metrics,
             gate: gate(&settings, &registry, before),
             settings,
             changed: watch::channel(()).0,
@@ -190,18 +209,61 @@ impl Backend {
 
     /// Chooses the endpoint of an attempt.
     pub fn choose(&self, wanted: Wanted<'_>, now: Instant, rng: &mut impl rand::Rng) -> Choice {
+        let permit = match self.breaker.as_ref().map(|breaker| breaker.enter(now)).transpose() {
+            Ok(permit) => permit,
+            Err(wait) => return Choice::Open(wait),
+        };
         let members = self.members.load();
         // An ejected endpoint is better than none: the last resort ignores ejection.
-        for last_resort in [false, true] {
-            let view = View { backend: self, members: &members, wanted, now, last_resort };
+        for taste in [Taste::Sound, Taste::LastResort] {
+            let view = View { backend: self, members: &members, wanted, now, taste };
             let place = view.take_destination().or_else(|| view.take_picked(rng));
             if let Some(place) = place {
                 self.metrics.sent(place.member.nearness);
-                return Choice::Taken(place);
+                return Choice::Taken(Place { permit, ..place });
             }
         }
         let could = |m: &Member| m.endpoint.is_ready() && wanted.allows(m);
         if members.list.iter().any(could) { Choice::Full } else { Choice::Nobody }
+    }
+
+    /// Chooses the endpoint of a second attempt while another one is open: one that serves like any other, and none that
+    /// is being tried. Nothing is remembered of it before it has won ([`Backend::hedge_won`]).
+    pub fn choose_rival(
+        &self,
+        wanted: Wanted<'_>,
+        now: Instant,
+        rng: &mut impl rand::Rng,
+    ) -> Option<Place> {
+        let permit = match &self.breaker {
+            Some(breaker) if !breaker.is_closed() => return None,
+            Some(breaker) => Some(breaker.enter(now).ok()?),
+            None => None,
+        };
+        let members = self.members.load();
+        let view = View { backend: self, members: &members, wanted, now, taste: Taste::Rival };
+        let place = view.take_destination().or_else(|| view.take_picked(rng))?;
+        Some(Place { permit, ..place })
+    }
+
+    /// The second attempt is on its way.
+    pub fn hedge_sent(&self, place: &Place) {
+        self.metrics.sent(place.member.nearness);
+    }
+
+    /// The second attempt is the one whose answer is passed on: what follows of its session or its prompt goes there.
+    pub fn hedge_won(&self, place: &Place, ask: &Ask, now: Instant) {
+        self.members.load().policy.sent(ask, &place.endpoint().facts, now);
+    }
+
+    /// Where its breaker stands; `None` where it has none.
+    pub fn circuit(&self, now: Instant) -> Option<Circuit> {
+        self.breaker.as_ref().map(|breaker| breaker.circuit(now))
+    }
+
+    /// Whether its breaker would let nobody in now.
+    pub fn is_shut(&self, now: Instant) -> bool {
+        self.breaker.as_ref().is_some_and(|breaker| !breaker.admits(now))
     }
 
     /// Whether there is an endpoint to try that is not in `tried`; as a last resort an ejected one.
@@ -271,26 +333,31 @@ impl Member {
         self.passive.as_ref().map_or_else(Sample::default, |passive| passive.window.sample(now))
     }
 
-    fn admits(&self, now: Instant) -> bool {
-        self.passive.as_ref().is_none_or(|passive| passive.outlier.admits(now) != Admit::No)
+    /// Where its own breaker stands; [`Circuit::Closed`] is what we call not ejected.
+    pub fn circuit(&self, now: Instant) -> Circuit {
+        self.passive.as_ref().map_or(Circuit::Closed, |passive| passive.outlier.circuit(now))
+    }
+
+    fn suits(&self, taste: Taste, now: Instant) -> bool {
+        let admits = || self.passive.as_ref().map_or(Admit::Yes, |it| it.outlier.admits(now));
+        match taste {
+            Taste::Sound => admits() != Admit::No,
+            Taste::Rival => admits() == Admit::Yes,
+            Taste::LastResort => true,
+        }
     }
 
     /// Takes a place at this endpoint, unless another request was faster.
-    fn take(
-        &self,
-        cost: Cost,
-        max: Option<usize>,
-        now: Instant,
-        last_resort: bool,
-    ) -> Option<Place> {
+    fn take(&self, cost: Cost, max: Option<usize>, now: Instant, taste: Taste) -> Option<Place> {
         let freed = Freed(self.gate.clone());
         // Also one that is one too many is counted for a moment, and may have been in somebody's way.
         let in_flight = self.endpoint.admit(cost, max)?;
-        let pass = match &self.passive {
-            Some(passive) if !last_resort => passive.outlier.acquire(now)?,
-            _ => Pass::ordinary(),
+        let pass = match (&self.passive, taste) {
+            (Some(passive), Taste::Sound | Taste::Rival) => passive.outlier.acquire(now)?,
+            (Some(_), Taste::LastResort) | (None, _) => Pass::ordinary(),
         };
-        Some(Place { in_flight, member: self.clone(), pass: Some(pass), _freed: freed })
+        let (member, pass) = (self.clone(), Some(pass));
+        Some(Place { in_flight, member, pass, permit: None, _freed: freed })
     }
 }
 
@@ -299,6 +366,8 @@ pub struct Place {
     in_flight: InFlight,
     member: Member,
     pass: Option<Pass>,
+    /// What the breaker of the backend, if it has one, let it pass by.
+    permit: Option<Permit>,
     /// The last to be dropped: the place is free by then.
     _freed: Freed,
 }
@@ -340,7 +409,24 @@ impl Place {
     /// middle.
     pub fn first_byte(&mut self, after: Option<Duration>, now: Instant) -> Option<Transition> {
         self.in_flight.first_byte(after, now);
+        // A stream may go on for minutes: the backend has done what it should when it begins.
+        if let (Some(permit), Some(_)) = (&mut self.permit, after) {
+            permit.succeeded(now);
+        }
         if self.pass.as_ref().is_some_and(Pass::is_probe) { self.succeeded(now) } else { None }
+    }
+
+    /// There is a connection to the endpoint.
+    pub fn reached(&self) {
+        if let Some(permit) = &self.permit {
+            permit.reached();
+        }
+    }
+
+    /// Whether it tries whether its endpoint, or the whole backend, is back.
+    pub fn is_probe(&self) -> bool {
+        self.pass.as_ref().is_some_and(Pass::is_probe)
+            || self.permit.as_ref().is_some_and(Permit::is_probe)
     }
 
     /// The request has been sent in full: from now on the endpoint owes bytes, of a stream if it `streams`.
@@ -363,6 +449,9 @@ impl Place {
 
     /// The endpoint did what it should.
     pub fn succeeded(&mut self, now: Instant) -> Option<Transition> {
+        if let Some(permit) = &mut self.permit {
+            permit.succeeded(now);
+        }
         let (passive, pass) = (self.member.passive.as_ref()?, self.pass.take()?);
         passive.window.succeeded(now);
         let transition = passive.outlier.on_success(pass, now);
@@ -379,6 +468,9 @@ impl Place {
         backend: &Backend,
         now: Instant,
     ) -> Option<Transition> {
+        if let Some(permit) = &mut self.permit {
+            permit.failed(failure, backend.members.load().list.len(), now);
+        }
         let pass_left = self.pass.is_some();
         if pass_left {
             // Once for each attempt, also where an error breaks off.
@@ -394,13 +486,24 @@ impl Place {
     }
 }
 
+/// Which endpoints will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taste {
+    /// Those that are not ejected, and one that is due for its probe.
+    Sound,
+    /// Those that are not ejected, for a second attempt.
+    Rival,
+    /// Any, since nothing else is left.
+    LastResort,
+}
+
 /// What one attempt may choose from.
 struct View<'a> {
     backend: &'a Backend,
     members: &'a Members,
     wanted: Wanted<'a>,
     now: Instant,
-    last_resort: bool,
+    taste: Taste,
 }
 
 impl View<'_> {
@@ -418,7 +521,9 @@ impl View<'_> {
         // Another request may take the place between looking and taking; then look again.
         while let Some(index) = self.members.policy.pick(self, rng) {
             if let Some(place) = self.take(index) {
-                self.members.policy.sent(self.wanted.ask, self.facts(index), self.now);
+                if self.taste != Taste::Rival {
+                    self.members.policy.sent(self.wanted.ask, self.facts(index), self.now);
+                }
                 return Some(place);
             }
         }
@@ -430,7 +535,7 @@ impl View<'_> {
         let max = member.endpoint.limit(self.backend.settings.max_connections);
         // Without what of its prompt is cached there.
         let cost = self.members.policy.cost(self, index);
-        member.take(cost, max, self.now, self.last_resort)
+        member.take(cost, max, self.now, self.taste)
     }
 }
 
@@ -450,7 +555,7 @@ impl Candidates for View<'_> {
         endpoint.is_ready()
             && self.wanted.allows(member)
             && max.is_none_or(|max| (endpoint.in_flight() as usize) < max)
-            && (self.last_resort || member.admits(self.now))
+            && member.suits(self.taste, self.now)
     }
 
     fn weight(&self, i: usize) -> f64 {

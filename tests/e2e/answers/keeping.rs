@@ -10,7 +10,11 @@ use serde_json::{Value, json};
 use super::{FALLBACK, PREFER, chats, greedy, mark, table};
 use crate::fleet::{endpoints, one_backend, reload, sim};
 
-async fn purge(proxy: &Proxy, query: &str) -> Value {
+/// Purges by this as soon as so many are stored: an answer is stored when its client has all of it, and the admin page has
+/// a thread of its own.
+async fn purge(proxy: &Proxy, entries: u32, query: &str) -> Value {
+    let stored = |metrics: &Metrics| metrics.get("outrigger_answers_entries", &[]);
+    proxy.await_metrics(|metrics| stored(metrics) == f64::from(entries)).await;
     let answer = Call::post(&format!("/answers/purge?{query}")).send(proxy.admin()).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.json()["purged"].clone()
@@ -33,27 +37,28 @@ async fn answers_are_purged_by_route_model_or_all() {
         on_old().send(proxy.address()).await;
     };
     fill().await;
-    assert_eq!(purge(&proxy, "route=old").await, 1);
+    assert_eq!(purge(&proxy, 3, "route=old").await, 1);
     assert_eq!(mark(&on_old().send(proxy.address()).await), "");
     assert_eq!(mark(&greedy("deep?").send(proxy.address()).await), "fresh");
     let stored = greedy("deep?").send(proxy.address()).await;
     let status = stored.header("cache-status").expect("stored");
     let key = status.split('"').nth(1).expect("a key").to_owned();
-    assert_eq!(purge(&proxy, &format!("key={key}&route=old")).await, 0, "all must hold");
-    assert_eq!(purge(&proxy, &format!("key={key}")).await, 1);
+    assert_eq!(purge(&proxy, 3, &format!("key={key}&route=old")).await, 0, "all must hold");
+    assert_eq!(purge(&proxy, 3, &format!("key={key}")).await, 1);
     fill().await;
-    assert_eq!(purge(&proxy, "route=all&model=nothing").await, 0);
-    assert_eq!(purge(&proxy, "model=org%2Fother").await, 1);
+    assert_eq!(purge(&proxy, 3, "route=all&model=nothing").await, 0);
+    assert_eq!(purge(&proxy, 3, "model=org%2Fother").await, 1);
     fill().await;
-    assert_eq!(purge(&proxy, "all=true").await, 3);
+    assert_eq!(purge(&proxy, 3, "all=true").await, 3);
     let of = |who: &str| greedy("deep?").header("authorization", who);
     of("Bearer a").send(proxy.address()).await;
     of("Bearer b").send(proxy.address()).await;
+    assert_eq!(purge(&proxy, 2, "route=old").await, 0);
     let own = Call::post("/answers/purge?tenant=own").header("authorization", "Bearer a");
     assert_eq!(own.send(proxy.admin()).await.json()["purged"], 1);
     assert_eq!(mark(&of("Bearer b").send(proxy.address()).await), "fresh");
     assert_eq!(mark(&of("Bearer a").send(proxy.address()).await), "");
-    assert_eq!(purge(&proxy, "all=true").await, 2);
+    assert_eq!(purge(&proxy, 2, "all=true").await, 2);
     let page = proxy.admin_get("/answers").await.json();
     assert_eq!((&page["memory"]["entries"], &page["memory"]["bytes"]), (&json!(0), &json!(0)));
     let routes = page["routes"].as_array().expect("a list");

@@ -1,9 +1,9 @@
-//! When an endpoint is left out for a while.
+//! When an endpoint, or a whole backend, is left alone for a while.
 
 use crate::check::{Checker, on};
 use crate::read::tree::Node;
 use crate::schema::{self, Switch};
-use crate::validated::{Ejection, Latency, Stall, SuccessRate};
+use crate::validated::{Breaker, Ejection, Latency, Stall, SuccessRate};
 
 impl Checker<'_> {
     pub(super) fn ejection(
@@ -23,6 +23,24 @@ impl Checker<'_> {
             success_rate: on(&ejection.success_rate).map(success_rate),
             latency: on(&ejection.latency).map(latency),
             stall: on(&ejection.stall).map(stall),
+        })
+    }
+
+    pub(super) fn breaker(
+        &mut self,
+        node: &Node,
+        breaker: &Switch<schema::Breaker>,
+    ) -> Option<Breaker> {
+        let breaker = on(breaker)?;
+        let (base, max) = (breaker.base.0, breaker.max.0);
+        self.ordered(node, ("base", base), ("max", max));
+        Some(Breaker {
+            failures: breaker.failures.0,
+            attempts: breaker.attempts.0,
+            window: breaker.window.0,
+            base,
+            max,
+            jitter: breaker.jitter.0,
         })
     }
 }

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::read;
 use crate::validated::{
-    Agent, Backend, Balance, BalancePolicy, Ejection, Endpoint, Engine, HashTable, Host, Key,
-    Latency, Locality, Place, Route, Scrape, Signals, SlowStart, Stall, SuccessRate, WarmUp,
+    Agent, Backend, Balance, BalancePolicy, Breaker, Ejection, Endpoint, Engine, HashTable, Host,
+    Key, Latency, Locality, Place, Route, Scrape, Signals, SlowStart, Stall, SuccessRate, WarmUp,
     WarmUpRequest,
 };
 use crate::{EXAMPLE, load_endpoints, parse_endpoints};
@@ -172,6 +172,24 @@ fn an_ejection_watches_failures_rates_and_stalls_but_not_latency() {
     let latency = Some(Latency { factor: 4.0, window, requests: 20 });
     let other = Ejection { success_rate: None, stall: None, latency, jitter: 0.0, ..expected };
     assert_eq!(given.ejection, Some(other));
+}
+
+#[test]
+fn a_breaker_is_there_where_it_is_written() {
+    assert_eq!(backend("idle_connections: 1").breaker, None);
+    assert_eq!(backend("breaker: off").breaker, None);
+    let expected = Breaker {
+        failures: 0.5,
+        attempts: 20,
+        window: Duration::from_secs(10),
+        base: Duration::from_secs(5),
+        max: Duration::from_secs(60),
+        jitter: 0.2,
+    };
+    assert_eq!(backend("breaker: {}").breaker, Some(expected.clone()));
+    let given = backend("breaker: { failures: 80%, attempts: 5, base: 1m }").breaker;
+    let base = Duration::from_secs(60);
+    assert_eq!(given, Some(Breaker { failures: 0.8, attempts: 5, base, ..expected }));
 }
 
 #[test]

@@ -7,8 +7,8 @@ use serde_json::json;
 use super::read;
 use crate::EXAMPLE;
 use crate::validated::{
-    Answers, Batch, Coding, Compress, Decompress, FallbackAnswers, FallbackReason, Guard, Mirror,
-    Replay, Route, Steps,
+    Answers, Batch, Coding, Compress, Decompress, FallbackAnswers, FallbackReason, Guard, Hedge,
+    HedgeAfter, Mirror, Replay, Route, Steps,
 };
 
 /// The route with these settings, which may split among `a`, `b` and `c` or mirror to `c`.
@@ -203,4 +203,37 @@ fn a_route_is_printed_as_it_is_written() {
     assert_eq!(named("embeddings")["guard"], "off");
     assert_eq!(named("files")["compress"]["algorithms"], json!(["zstd", "br", "gzip"]));
     assert_eq!(named("files")["decompress"], json!({ "max": "64MiB", "ratio": 100 }));
+}
+
+#[test]
+fn a_hedge_is_due_after_a_percentile_or_a_time() {
+    assert_eq!(route("backend: a").hedge, None);
+    assert_eq!(route("backend: a, hedge: off").hedge, None);
+    let usual = Hedge { after: HedgeAfter::Percentile(0.95), budget: 0.05, max: 1 };
+    assert_eq!(route("backend: a, hedge: {}").hedge, Some(usual.clone()));
+    for (written, after) in [
+        ("p50", HedgeAfter::Percentile(0.5)),
+        ("p99.9", HedgeAfter::Percentile(0.999)),
+        ("300ms", HedgeAfter::Fixed(Duration::from_millis(300))),
+    ] {
+        let given =
+            route(&format!("backend: a, hedge: {{ after: {written}, budget: 0.5%, max: 2 }}"));
+        let given = given.hedge.expect("given");
+        assert_eq!(given, Hedge { after, budget: 0.005, max: 2 });
+        assert_eq!(given.after.to_string(), written);
+    }
+    let printed = serde_json::to_value(route("backend: a, hedge: {}")).expect("JSON");
+    assert_eq!(printed["hedge"], json!({ "after": "p95", "budget": "5%", "max": 1 }));
+}
+
+#[test]
+fn a_hedge_that_the_deadline_forestalls_is_odd() {
+    let config = read(
+        "
+backends: { a: { endpoints: ['a:1'] } }
+routes: [{ backend: a, deadline: { first_byte: 2s }, hedge: { after: 2s } }]
+",
+    );
+    let said: Vec<_> = config.warnings.iter().map(|warning| warning.message.as_str()).collect();
+    assert_eq!(said, ["has no effect: the first-byte deadline (2s) is not later"]);
 }

@@ -421,7 +421,8 @@ fn a_new_arm_begins_with_what_the_route_knows() {
     }
     let learned = limit(&new, &mut rng).learned.expect("from the route");
     assert!((0.2..0.6).contains(&learned.as_secs_f64()), "{learned:?}");
-    let p95 = new.quantile(0.95, &work).expect("from the route");
+    let forecast = new.forecast(&work, 0, &mut rng);
+    let p95 = new.quantile(0.95, &forecast).expect("from the route");
     assert!((0.15..0.25).contains(&p95.as_secs_f64()), "{p95:?}");
 }
 

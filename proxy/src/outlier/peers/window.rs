@@ -45,6 +45,18 @@ impl Window {
         window
     }
 
+    /// The same for whoever looks at how requests ended, and at nothing else.
+    pub fn of_ends(span: Duration, origin: Instant) -> Self {
+        let window = Self { origin, ended: Mutex::new(None), first_bytes: Mutex::new(None) };
+        window.configure_ends(span);
+        window
+    }
+
+    /// Another length from now on, as [`configure`](Self::configure).
+    pub fn configure_ends(&self, span: Duration) {
+        resize(&mut self.ended.lock(), Some(span));
+    }
+
     /// Other settings from now on, after a reload. What keeps its length keeps its counts; what is
     /// not compared is not counted and takes no memory.
     pub fn configure(&self, settings: &Settings) {
@@ -78,17 +90,24 @@ impl Window {
 
     /// What the endpoint did until now.
     pub fn sample(&self, now: Instant) -> Sample {
-        let mut sample = Sample::default();
-        if let Some(ring) = &mut *self.ended.lock() {
-            for ended in ring.last(self.elapsed(now)) {
-                sample.successes = sample.successes.saturating_add(ended.successes);
-                sample.failures = sample.failures.saturating_add(ended.failures);
-            }
-        }
+        let (successes, failures) = self.ends(now);
+        let mut sample = Sample { successes, failures, ..Sample::default() };
         if let Some(ring) = &mut *self.first_bytes.lock() {
             ring.last(self.elapsed(now)).iter().for_each(|it| sample.first_bytes.add(it));
         }
         sample
+    }
+
+    /// How many requests ended well until now, and how many did not.
+    pub fn ends(&self, now: Instant) -> (u32, u32) {
+        let (mut successes, mut failures) = (0_u32, 0_u32);
+        if let Some(ring) = &mut *self.ended.lock() {
+            for ended in ring.last(self.elapsed(now)) {
+                successes = successes.saturating_add(ended.successes);
+                failures = failures.saturating_add(ended.failures);
+            }
+        }
+        (successes, failures)
     }
 
     /// Forgets everything: an endpoint that is restored after an ejection is judged by what it does

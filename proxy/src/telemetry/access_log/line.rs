@@ -64,6 +64,8 @@ pub struct Record<'a> {
     pub queued: Option<Duration>,
     /// Attempts made.
     pub attempts: u32,
+    /// What became of the hedge.
+    pub hedge: &'a str,
     /// Bytes of the request body.
     pub bytes_in: u64,
     /// Bytes of the response body.
@@ -102,6 +104,7 @@ impl Default for Record<'_> {
             upstream_connect: None,
             queued: None,
             attempts: 0,
+            hedge: "",
             bytes_in: 0,
             bytes_out: 0,
             chunks: 0,
@@ -187,6 +190,7 @@ fn value(field: LogField, record: &Record<'_>, out: &mut Vec<u8>) -> bool {
         }
         LogField::QueuedMs => record.queued.is_some_and(|waited| millis(out, waited)),
         LogField::Attempts => number(out, u64::from(record.attempts)),
+        LogField::Hedge => text(out, record.hedge.as_bytes()),
         LogField::BytesIn => number(out, record.bytes_in),
         LogField::BytesOut => number(out, record.bytes_out),
         LogField::Chunks => number(out, record.chunks),
@@ -461,10 +465,11 @@ impl Text<'_> {
 }
 
 /// The fields without a column.
-const NAMED: [LogField; 11] = [
+const NAMED: [LogField; 12] = [
     LogField::Model,
     LogField::Chunks,
     LogField::Attempts,
+    LogField::Hedge,
     LogField::DeadlineMs,
     LogField::UpstreamConnectMs,
     LogField::QueuedMs,
@@ -533,7 +538,8 @@ pub(super) mod tests {
             deadline: Some(Duration::from_millis(1_250)),
             upstream_connect: Some(Duration::from_micros(90)),
             queued: Some(Duration::from_micros(12_500)),
-            attempts: 1,
+            attempts: 2,
+            hedge: "won",
             bytes_in: 1234,
             bytes_out: 45_678,
             chunks: 340,
@@ -560,7 +566,7 @@ pub(super) mod tests {
             r#""arm":"stable","endpoint":"127.0.0.1:8000","model":"llama-3-8b","#,
             r#""protocol":"HTTP/1.1","status":200,"outcome":"ok","duration_ms":1234.567,"#,
             r#""first_byte_ms":35.007,"deadline_ms":1250.000,"upstream_connect_ms":0.090,"queued_ms":12.500,"#,
-            r#""attempts":1,"bytes_in":1234,"#,
+            r#""attempts":2,"hedge":"won","bytes_in":1234,"#,
             r#""bytes_out":45678,"chunks":340,"tokens_in":12,"tokens_out":340,"#,
             r#""user_agent":"OpenAI/Python 1.0"}"#,
             "\n",
@@ -590,7 +596,7 @@ pub(super) mod tests {
     fn a_text_line_with_everything() {
         let expected = "2026-11-20T19:00:57.045Z 200 ok                  35.0ms   1.23s   1.2kB \
             → 45.7kB  12→340      POST api.example.com/v1/chat/completions chat→stable \
-            127.0.0.1:8000 model=\"llama-3-8b\" chunks=340 attempts=1 deadline_ms=1250.000 \
+            127.0.0.1:8000 model=\"llama-3-8b\" chunks=340 attempts=2 hedge=\"won\" deadline_ms=1250.000 \
             upstream_connect_ms=0.090 queued_ms=12.500 \
             protocol=\"HTTP/1.1\" client=\"10.0.0.9\" \
             request_id=\"0a1b2c3d4e5f60718293a4b5c6d7e8f9\" \
