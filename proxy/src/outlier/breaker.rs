@@ -6,7 +6,7 @@
 //!
 //! - of the attempts that ended in the last [`Settings::window`] at least [`Settings::attempts`]
 //!   are known and the share [`Settings::failures`] of them failed; or
-//! - nobody could be connected to: [`TRIES`] failed connections for each endpoint and none that was
+//! - nobody could be connected to: `TRIES` failed connections for each endpoint and none that was
 //!   made in between. That is known before the window is full.
 //!
 //! Open, it admits nobody for `base × times`, jittered, as an ejection lasts. Half open, it admits

@@ -1,6 +1,6 @@
 //! The wait for the first byte of a route that hedges: a race between the first attempt and one at another endpoint.
 //!
-//! When the first attempt has had the whole request for as long as [`Hedging::after`] says, and [`crate::hedge`] has no
+//! When the first attempt has had the whole request for as long as `Hedging::after` says, and [`crate::hedge`] has no
 //! objection, a [`Rival`] is sent. Whoever first has a good head *and* the first piece that goes with it wins and is
 //! passed on; the others are given up at once, so that their engines' slots are free, and say nothing about their
 //! endpoints. An attempt that fails leaves the race to the others and counts as any failed attempt does. One that is
