@@ -11,6 +11,7 @@
 
 mod answers;
 mod backend;
+mod redis;
 mod route;
 mod text;
 

@@ -13,6 +13,7 @@ mod body;
 mod deadline;
 mod ejection;
 mod guard;
+mod redis;
 mod route;
 pub(crate) mod values;
 
@@ -30,6 +31,7 @@ pub use body::{Batch, Compress, Decompress};
 pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
 pub use ejection::{Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
+pub use redis::Redis;
 pub use route::{
     Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,
 };

@@ -14,6 +14,7 @@ mod deadline;
 mod ejection;
 mod guard;
 mod levels;
+mod redis;
 mod route;
 
 use std::net::SocketAddr;
@@ -43,6 +44,7 @@ pub use deadline::{Adaptive, Bound, BudgetField, Deadline, Strategy};
 pub use ejection::{Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
 pub use levels::{Level, LevelAction, Levels, LoadMeasure};
+pub use redis::{Redis, RedisNode, RedisTls, Secret};
 pub use route::{
     Action, Arm, ErrorStyle, Expose, HeaderEdits, Match, PathRewrite, Redirect, Respond, Retry,
     RetryBudget, RetryOn, RetryReason, Rewrite, Route, Sticky,

@@ -21,6 +21,7 @@ mod logs;
 mod mirroring;
 mod policies;
 mod prompts;
+mod redis;
 mod reload;
 mod resilience;
 mod rewrite;
