@@ -1,13 +1,13 @@
 //! Outrigger, the data plane: a sidecar proxy for GPU inference pods on pingora.
 //!
 //! The path of a request, top to bottom: [`connection`] reads its head, [`gateway`] strings the phases together:
-//! [`phase::admit`] → [`phase::route`] → [`phase::enter`] → [`phase::attempt`] → [`phase::respond`] →
-//! [`phase::conclude`]; an attempt is one [`relay`] between a client and an endpoint.
+//! [`phase::admit`] → [`phase::route`] → [`phase::bound`] → [`phase::answer`] → [`phase::enter`] → [`phase::attempt`] →
+//! [`phase::respond`] → [`phase::conclude`]; an attempt is one [`relay`] between a client and an endpoint.
 //!
-//! Pure decisions, which take a time and a seed and touch nothing: [`admission`], [`split`], [`balance`], [`outlier`], [`retry`],
-//! [`hedge`], [`scan`], [`stream`],
-//! [`health::threshold`], [`guard`], [`signal`], [`level`], most of [`deadline`]. State that outlives a request: [`snapshot`] (the configuration in
-//! force), [`endpoint`] (what is known about each endpoint). [`app`] puts it all together.
+//! Pure decisions, which take a time and a seed and touch nothing: [`admission`], [`split`], [`balance`], [`outlier`],
+//! [`retry`], [`hedge`], [`scan`], [`stream`], [`health::threshold`], [`guard`], [`signal`], [`level`], most of
+//! [`answers`] and [`deadline`]. State that outlives a request: [`snapshot`] (the configuration in force), [`endpoint`]
+//! (what is known about each endpoint). [`app`] puts it all together.
 
 pub mod admin;
 pub mod admission;

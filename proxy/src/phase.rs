@@ -1,6 +1,5 @@
 //! The phases of a request, one file each, in the order in which they run: [`admit`], [`route`], [`bound`], [`answer`],
-//! [`enter`], [`ask`],
-//! [`attempt`], [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
+//! [`enter`], [`ask`], [`attempt`], [`respond`], [`conclude`]. [`crate::gateway`] strings them together.
 
 pub mod admit;
 pub mod answer;
