@@ -124,6 +124,32 @@ async fn a_hung_endpoint_is_answered_for_at_the_deadline() {
 }
 
 #[tokio::test]
+async fn with_all_endpoints_hung_the_stored_answer_comes_at_the_learned_deadline() {
+    let (a, b) = (sim("a"), sim("b"));
+    let route = format!("deadline: {{ first_byte: {{ floor: 300ms, explore: 0% }} }}, {FALLBACK}");
+    let proxy = Proxy::start(&one_backend(&[&a, &b], "ejection: off", &route)).await;
+    let of = |call: Call, streaming| if streaming { call.streaming() } else { call };
+    // What comes as a stream and what comes as a whole is learned apart.
+    for lesson in 0..120 {
+        let answer = of(Call::chat("hello"), lesson % 2 == 0).send(proxy.address()).await;
+        assert_eq!(answer.status, 200);
+    }
+    let asked = |streaming| of(greedy("deep?"), streaming);
+    let lives = [asked(false).send(proxy.address()).await, asked(true).send(proxy.address()).await];
+    a.fault(Fault::StallFirstByte(None));
+    b.fault(Fault::StallFirstByte(None));
+    for (streaming, live) in [false, true].into_iter().zip(&lives) {
+        let stored = asked(streaming).send(proxy.address()).await;
+        assert_eq!((stored.status, mark(&stored)), (200, "fallback; reason=deadline"));
+        assert_eq!(stored.body, live.body);
+        // Two minutes is what is waited for where nothing was learned.
+        assert!(stored.head_after < Duration::from_secs(20), "{:?}", stored.head_after);
+    }
+    let new = greedy("high?").send(proxy.address()).await;
+    assert_eq!((new.status, &*error_code(&new)), (504, "first_byte_timeout"));
+}
+
+#[tokio::test]
 async fn an_endpoint_that_fails_is_answered_for_and_its_error_is_passed_on_where_nothing_is_stored()
 {
     let (_simulator, proxy) = table(&format!("retry: off, {FALLBACK}")).await;

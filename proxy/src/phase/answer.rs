@@ -26,7 +26,7 @@ use super::{
     ask::is_json,
     attempt::expired,
     bound::turn_away,
-    conclude::follow_up,
+    conclude::{follow_up, give_back},
     forward::{append_via, edit},
     respond,
     route::{body_failure, read_body_while},
@@ -338,6 +338,8 @@ async fn fall_back(
         "answered from store"
     );
     request.trail.averted = Some(failure.outcome);
+    // No endpoint works for it any more, however long its client takes to read.
+    give_back(request, failure.outcome);
     replay(request, client, watchdog, route, shelf, &found).await?;
     Ok(Outcome::Fallback)
 }

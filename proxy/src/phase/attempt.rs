@@ -490,6 +490,7 @@ pub(super) fn settle(exchange: &mut Exchange<'_, '_>, backend: &Backend, status:
 /// The endpoint failed with this status, and there is a stored answer that can stand in.
 fn replaced(mut exchange: Exchange<'_, '_>, backend: &Backend, status: u16) -> Miss {
     settle(&mut exchange, backend, status);
+    exchange.request.admitted.leave(Outcome::ServerError, Some(status));
     let detail = format!("endpoint {} answered {status}", exchange.place.endpoint().name);
     Miss::Final(Failure::new(Outcome::ServerError, detail))
 }

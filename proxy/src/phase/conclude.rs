@@ -24,7 +24,6 @@ pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
     let first_byte = request.progress.first_byte_after(request.start);
     let status = request.trail.status.or(outcome.status()).unwrap_or(CLIENT_GONE);
     count(request, outcome, status, duration, first_byte);
-    settle(request, outcome, end);
     if log.is_on() {
         log.write(&record(request, outcome, status, duration, first_byte));
     }
@@ -33,6 +32,7 @@ pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
 
 /// What happens beside the request, once it is known how it ended.
 pub fn follow_up(request: &mut Request, outcome: Outcome) {
+    give_back(request, outcome);
     let Some(route) = request.route.clone() else { return };
     if request.recording.is_some() {
         answer::store(request, &route, outcome);
@@ -51,12 +51,14 @@ pub fn follow_up(request: &mut Request, outcome: Outcome) {
     }
 }
 
-/// What it was charged is settled by what the model server said; one that was not answered cost its prompt at most.
-fn settle(request: &mut Request, outcome: Outcome, now: Instant) {
+/// Gives back what the request holds, its places and what it was charged too much, by how its call ended; to do that
+/// again does nothing. What a model server said settles the charge; a call that was not answered cost its prompt at most.
+pub fn give_back(request: &mut Request, outcome: Outcome) {
+    request.admitted.leave(outcome, request.trail.status);
     if request.admitted.bill.is_some() {
         let summary = request.progress.summary();
         let worked_on = request.trail.attempts > 0 && outcome != Outcome::ConnectFailed;
-        request.admitted.settle(worked_on.then_some(&summary), now);
+        request.admitted.settle(worked_on.then_some(&summary), Instant::now());
     }
 }
 

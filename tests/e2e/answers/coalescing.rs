@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use outrigger_tests::harness::{Call, Metrics, Protocol, Proxy};
+use outrigger_tests::harness::{Call, Metrics, Protocol, Proxy, within};
 use outrigger_tests::sim::{Options, Simulator};
 use tokio::task::JoinSet;
 
-use super::{FALLBACK, chats, greedy, mark};
+use super::{FALLBACK, chats, greedy, mark, table};
 use crate::fleet::{await_idle, one_backend};
 
 /// A token a second: time enough to join, and soon over once it is not wanted any more.
@@ -129,4 +129,22 @@ async fn errors_of_the_endpoint_reach_all_that_share_its_call() {
         assert_eq!((answer.status, answer.by(), mark(&answer)), (400, "stable", ""));
     }
     assert!((1..=4).contains(&chats(&simulator)));
+}
+
+#[tokio::test]
+async fn a_shared_call_costs_what_the_model_server_said() {
+    let rates = "rates: [{ tokens: 1000000/min }]";
+    let (_simulator, proxy) = table(&format!("{COALESCE}, {rates}")).await;
+    let expected = async || {
+        let page = proxy.admin_get("/admission").await.json();
+        page[0]["rates"][0]["answer_tokens"].as_f64().expect("a rule of tokens")
+    };
+    let before = expected().await;
+    assert_eq!(greedy("how deep is the lagoon?").send(proxy.address()).await.status, 200);
+    let settled = async {
+        while expected().await == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the estimate to follow the answers", settled).await;
 }
