@@ -55,6 +55,7 @@ fn of_gate(gate: Option<&Gate>, now: Instant) -> Value {
         "limit": state.limit,
         "in_flight": state.in_flight,
         "waiting": state.waiting,
+        "kept": state.kept,
         "standing": state.standing,
         "interval_seconds": state.interval.map(|interval| interval.as_secs_f64()),
         "slowness": state.slowness,

@@ -11,6 +11,10 @@
 //! endpoint is a turn. Room can come without that (an endpoint is ready again, an agent wants more), so whoever comes
 //! last lets the next one look, if there was no turn for `QUIET`.
 //!
+//! Where a standing queue favours a class, a few free places are left to it: the others may take one only while more than
+//! those are free. That is what trunk reservation does in telephone networks: a small number is enough to put one class
+//! before the others.
+//!
 //! A gate outlives configurations: other settings are put into the same gate, so that what is in flight still counts
 //! and whoever waits goes on waiting.
 
@@ -43,6 +47,8 @@ type Seat = oneshot::Sender<Result<Permit, Why>>;
 const UNLIMITED: u64 = u32::MAX as u64;
 /// One who waits, in the upper half of the state.
 const WAITING: u64 = 1 << 32;
+/// One of so many places is kept for a class that is favoured.
+const KEPT_OF: u64 = 20;
 /// After so long without a turn somebody looks whether there is a place all the same.
 const QUIET: Duration = Duration::from_millis(100);
 /// When nothing is known of how soon places come free.
@@ -57,6 +63,10 @@ pub struct Gate {
     limit: AtomicU64,
     /// Counts places that came free at endpoints.
     freed: AtomicU64,
+    /// Counts places that were given back.
+    returned: AtomicU64,
+    /// How many places are kept, in the lower half, and for which class and those above it, in the upper one.
+    kept: AtomicU64,
     adapts: AtomicBool,
     limiter: Mutex<Option<Limiter>>,
     inner: Mutex<Inner>,
@@ -71,6 +81,8 @@ struct Inner {
     crowded: bool,
     /// Places that came free at endpoints and are nobody's turn yet.
     places: usize,
+    /// How many had come free, at endpoints or here, when the last one came who found none.
+    known_freed: u64,
     /// When it was last somebody's turn to look for a place.
     last_turn: Option<Instant>,
     /// When a place was last given back while all were taken, and how long after the one before, on average.
@@ -114,6 +126,8 @@ pub struct GateState {
     pub in_flight: u64,
     /// How many wait, for each class; empty without a queue.
     pub waiting: Vec<usize>,
+    /// How many are kept for a higher class.
+    pub kept: u64,
     /// The queue has not got shorter for too long.
     pub standing: bool,
     /// Between two places, as far as that is known.
@@ -162,6 +176,8 @@ impl Gate {
             state: AtomicU64::new(0),
             limit: AtomicU64::new(UNLIMITED),
             freed: AtomicU64::new(0),
+            returned: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
             adapts: AtomicBool::new(false),
             limiter: Mutex::new(None),
             inner: Mutex::new(Inner {
@@ -169,6 +185,7 @@ impl Gate {
                 open: false,
                 crowded: false,
                 places: 0,
+                known_freed: 0,
                 last_turn: None,
                 last_back: None,
                 between: None,
@@ -194,6 +211,8 @@ impl Gate {
                 (_, None) => {}
             }
         });
+        // The next one that finds no place says for whom.
+        self.keep_for(None);
         self.set_limit(self.take_up(limit));
     }
 
@@ -224,14 +243,14 @@ impl Gate {
         }
     }
 
-    /// A place, if there is one and nobody waits for it.
-    pub fn enter(self: &Arc<Self>) -> Option<Permit> {
-        self.take(false).map(|in_flight| self.permit(in_flight, false))
+    /// A place for one of this class, if there is one and nobody waits for it.
+    pub fn enter(self: &Arc<Self>, class: usize) -> Option<Permit> {
+        self.take(Some(class)).map(|in_flight| self.permit(in_flight, false))
     }
 
     /// A place, or a wait for one.
     pub fn enter_or_wait(self: &Arc<Self>, asked: Asked, now: Instant) -> Entry {
-        match self.enter() {
+        match self.enter(asked.class) {
             Some(permit) => Entry::Permit(permit),
             None => self.wait(asked, None, now),
         }
@@ -255,7 +274,15 @@ impl Gate {
             let Some(queue) = inner.queue.as_mut().filter(|_| open) else {
                 return Err(Rejection::Overloaded);
             };
-            let ticket = queue.enter(asked, seat, now, &mut out.gone)?;
+            let came_free =
+                if freed.is_some() || inner.crowded { &gate.freed } else { &gate.returned };
+            let came_free = came_free.load(SeqCst);
+            let since =
+                came_free.saturating_sub(std::mem::replace(&mut inner.known_freed, came_free));
+            queue.found_no_place(since, in_flight(gate.state.load(SeqCst)));
+            let ticket = queue.enter(asked, seat, now, &mut out.gone);
+            gate.keep_for(queue.favours(now));
+            let ticket = ticket?;
             let look_at = queue.first_look(&ticket, now);
             gate.note_waiting(queue.len());
             if let Some(freed) = freed {
@@ -305,12 +332,14 @@ impl Gate {
         });
     }
 
-    /// When whoever was turned away may come back: when those who wait now have had their turn, and a little later, each
-    /// by its own `chance` (0 to 1), so that they do not come all at once.
+    /// When whoever was turned away may come back: when those who wait now have had their turn and a standing queue may
+    /// have gone, and a little later, each by its own `chance` (0 to 1), so that they do not come all at once.
     pub fn retry_after(&self, chance: f64, now: Instant) -> Duration {
         let inner = self.inner.lock();
-        let drained = inner.queue.as_ref().and_then(|queue| queue.drains_in(now));
-        let after = drained.or(inner.between).unwrap_or(UNKNOWN);
+        let queue = inner.queue.as_ref();
+        let drained = queue.and_then(|queue| queue.drains_in(now)).or(inner.between);
+        let stands = queue.map_or(Duration::ZERO, |queue| queue.stands_for(now));
+        let after = drained.unwrap_or(UNKNOWN).max(stands);
         after.mul_f64(1.0 + 0.5 * chance).min(LATEST)
     }
 
@@ -320,11 +349,13 @@ impl Gate {
         let slowness = self.limiter.lock().as_ref().map(Limiter::ratio);
         let inner = self.inner.lock();
         let queue = inner.queue.as_ref();
+        let standing = queue.is_some_and(|queue| queue.still_stands(now));
         GateState {
             limit: (limit < UNLIMITED).then_some(limit),
             in_flight: in_flight(state),
             waiting: queue.map_or_else(Vec::new, |queue| queue.lengths().collect()),
-            standing: queue.is_some_and(|queue| !queue.is_empty() && queue.is_standing(now)),
+            kept: if standing { self.kept.load(SeqCst) & (WAITING - 1) } else { 0 },
+            standing,
             interval: queue.and_then(|queue| queue.interval(now)).or(inner.between),
             slowness,
         }
@@ -346,7 +377,7 @@ impl Gate {
         let Some(queue) = &mut inner.queue else { return };
         let mut now = None;
         while !queue.is_empty() && (!inner.crowded || inner.places > 0) {
-            let Some(in_flight) = self.take(true) else { break };
+            let Some(in_flight) = self.take(None) else { break };
             let now = *now.get_or_insert_with(Instant::now);
             let Some((seat, _)) = queue.next(now, &mut out.gone) else {
                 self.state.fetch_sub(1, SeqCst);
@@ -362,11 +393,27 @@ impl Gate {
         self.note_waiting(queue.len());
     }
 
-    /// One more in flight, if there may be; how many there are then.
-    fn take(&self, past_those_who_wait: bool) -> Option<usize> {
+    /// Keeps some places for this class and those above it.
+    fn keep_for(&self, class: Option<usize>) {
         let limit = self.limit.load(SeqCst);
+        let places = if limit < UNLIMITED { kept(limit) } else { 0 };
+        let kept = class.map_or(0, |class| (class as u64) << 32 | places);
+        self.kept.store(kept, SeqCst);
+    }
+
+    /// How many places one of this class must leave free.
+    fn kept_from(&self, class: usize) -> u64 {
+        let kept = self.kept.load(SeqCst);
+        if class as u64 > kept >> 32 { kept & (WAITING - 1) } else { 0 }
+    }
+
+    /// One more in flight, if there may be; how many there are then. A newcomer, of this class, does not pass those who
+    /// wait.
+    fn take(&self, newcomer: Option<usize>) -> Option<usize> {
+        let kept = newcomer.map_or(0, |class| self.kept_from(class));
+        let limit = self.limit.load(SeqCst).saturating_sub(kept);
         let one_more = |state| {
-            let free = in_flight(state) < limit && (past_those_who_wait || waiting(state) == 0);
+            let free = in_flight(state) < limit && (newcomer.is_none() || waiting(state) == 0);
             free.then_some(state + 1)
         };
         let before = self.state.fetch_update(SeqCst, SeqCst, one_more).ok()?;
@@ -380,6 +427,7 @@ impl Gate {
 
     fn give_back(self: &Arc<Self>) {
         self.metrics.in_flight.dec();
+        self.returned.fetch_add(1, SeqCst);
         let before = self.state.fetch_sub(1, SeqCst);
         if waiting(before) > 0 || in_flight(before) >= self.limit.load(SeqCst) {
             self.locked(|gate, inner, out| {
@@ -506,6 +554,11 @@ impl Drop for Waiting {
             }
         });
     }
+}
+
+/// How many of so many places are kept for a class that is favoured.
+pub(super) fn kept(limit: u64) -> u64 {
+    (limit + KEPT_OF / 2) / KEPT_OF
 }
 
 fn in_flight(state: u64) -> u64 {

@@ -11,18 +11,25 @@
 //! **How long** one may wait follows CoDel. A queue that was empty lately is a good one: it levels out a burst, and each
 //! may wait for `wait`. One that has had somebody in it for as long as `wait` is *standing*: it makes everybody slow and
 //! nothing faster. Then each may wait for `target` only, or for as long as two places take to come free if that is
-//! longer. It stops standing when nobody had to wait for the longer of `target` and the time of four places.
+//! longer. It stops standing when nobody had to wait for the longer of `target` and the time of four places, and nobody
+//! was turned away for `wait`.
 //!
 //! **At the door** whoever would not make it is turned away at once. How long it would take is known from the pace at
-//! which its class has been given places; where nobody of its class waits, it is not asked.
+//! which its class has been given places; where nobody of its class waits, it is not asked. And in front of a standing
+//! queue only those wait whose waiting is of use: it puts them before a lower class, or keeps places from standing idle
+//! ([`crowd`]), or their class was passed over for too long. The others get a place that is free when they come, or none;
+//! a few are kept for the highest class then ([`Queue::favours`]), as it could not push itself before those who do not wait.
 //!
 //! Whoever leaves is gone at once, with all that counted for it.
+
+mod crowd;
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use crowd::Crowd;
 use outrigger_config::validated::Queue as Settings;
 
 /// How often a class that waits is passed over in favour of higher ones.
@@ -43,7 +50,10 @@ pub struct Queue<T> {
     since: Option<Instant>,
     /// Since when nobody has waited.
     empty_since: Option<Instant>,
+    /// When somebody was last turned away because of the others.
+    strained_at: Option<Instant>,
     pace: Pace,
+    crowd: Crowd,
 }
 
 /// Who wants to wait.
@@ -95,6 +105,8 @@ struct Class<T> {
     /// The deadlines, from the oldest to the newest.
     ages: BTreeMap<u64, Instant>,
     passed_over: u32,
+    /// When one of it last found no place.
+    came: Option<Instant>,
     pace: Pace,
 }
 
@@ -135,7 +147,14 @@ impl Pace {
 impl<T> Default for Class<T> {
     fn default() -> Self {
         let (entries, ages) = (BTreeMap::new(), BTreeMap::new());
-        Class { entries, ages, passed_over: 0, pace: Pace::default() }
+        Class { entries, ages, passed_over: 0, came: None, pace: Pace::default() }
+    }
+}
+
+impl<T> Class<T> {
+    /// Whether one of it has found no place within this time.
+    fn wants(&self, now: Instant, within: Duration) -> bool {
+        self.came.is_some_and(|at| now.saturating_duration_since(at) <= within)
     }
 }
 
@@ -149,7 +168,9 @@ impl<T> Queue<T> {
             numbered: 0,
             since: None,
             empty_since: None,
+            strained_at: None,
             pace: Pace::default(),
+            crowd: Crowd::default(),
         }
     }
 
@@ -173,6 +194,11 @@ impl<T> Queue<T> {
         self.classes.iter().map(|class| class.entries.len())
     }
 
+    /// Somebody has come and found no place. So many have come free since the one before came, and so many are in use.
+    pub fn found_no_place(&mut self, freed: u64, in_use: u64) {
+        self.crowd.found_no_place(freed, in_use);
+    }
+
     /// Lets somebody wait. Who has to go for it, or has waited too long, is put into `gone`.
     ///
     /// # Errors
@@ -186,6 +212,7 @@ impl<T> Queue<T> {
     ) -> Result<Ticket, Why> {
         self.begin(asked.class, now);
         self.turn_away(now, gone);
+        self.classes[asked.class].came = Some(now);
         let ticket = match asked.again {
             Some(ticket) if ticket.deadline <= now => return Err(Why::TimedOut),
             Some(ticket) => ticket,
@@ -212,7 +239,9 @@ impl<T> Queue<T> {
     ) -> Result<Ticket, Why> {
         let waits_until = now + self.settings.wait;
         let deadline = asked.deadline.map_or(waits_until, |own| own.min(waits_until));
-        if deadline <= now || self.would_be_late(asked.class, deadline, now) {
+        let late = deadline <= now || self.would_be_late(asked.class, deadline, now);
+        if late || (self.is_standing(now) && !self.is_of_use(asked.class, now)) {
+            self.turned_away(now);
             return Err(Why::Shed);
         }
         if self.waiting >= self.settings.size {
@@ -236,8 +265,9 @@ impl<T> Queue<T> {
         self.pace.turn(now);
         self.classes[index].pace.turn(now);
         self.classes[index].passed_over = 0;
-        let lower = self.classes.iter_mut().skip(index + 1).filter(|c| !c.entries.is_empty());
-        lower.for_each(|class| class.passed_over += 1);
+        let wait = self.settings.wait;
+        let lower = self.classes.iter_mut().skip(index + 1).filter(|class| class.wants(now, wait));
+        lower.for_each(|class| class.passed_over = class.passed_over.saturating_add(1));
         let entry = self.remove(index, key, now)?;
         let ticket =
             Ticket { class: index, deadline: key.0, number: key.1, entered: entry.entered };
@@ -260,6 +290,7 @@ impl<T> Queue<T> {
             return Look::Waits(ends);
         }
         self.remove(ticket.class, key, now);
+        self.turned_away(now);
         let timed_out = ticket.deadline <= now;
         Look::Gone(if timed_out { Why::TimedOut } else { Why::Shed })
     }
@@ -272,6 +303,25 @@ impl<T> Queue<T> {
     /// Whether it has not got shorter for too long.
     pub fn is_standing(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now.saturating_duration_since(since) >= self.settings.wait)
+    }
+
+    /// Whether it is standing, and that is not over but for somebody to notice.
+    pub fn still_stands(&self, now: Instant) -> bool {
+        self.is_standing(now) && (self.waiting > 0 || self.is_strained(now))
+    }
+
+    /// For how long it will stand at least, if it does.
+    pub fn stands_for(&self, now: Instant) -> Duration {
+        if self.still_stands(now) { self.settings.wait } else { Duration::ZERO }
+    }
+
+    /// The class for which some places are kept: the highest one that wants any, while the queue stands and lower ones
+    /// take what is free. Before them all, one that waits pushes itself; before those who do not wait it can not.
+    pub fn favours(&self, now: Instant) -> Option<usize> {
+        let mut wanting = (0..self.classes.len())
+            .filter(|class| self.classes[*class].wants(now, self.settings.wait));
+        let (highest, lower) = (wanting.next()?, wanting.next());
+        (lower.is_some() && self.still_stands(now)).then_some(highest)
     }
 
     /// How long it takes until all who wait now have had their turn, as far as that is known.
@@ -295,8 +345,11 @@ impl<T> Queue<T> {
             return;
         }
         let calm = self.settings.target.max(self.pace.interval(now, false).unwrap_or_default() * 4);
-        let over = |since: Instant| now.saturating_duration_since(since) >= calm;
-        if self.empty_since.is_none_or(over) {
+        let calmed = |since: Instant| {
+            let stood = self.since.is_some_and(|began| since >= began + self.settings.wait);
+            now.saturating_duration_since(since) >= calm && !(stood && self.is_strained(now))
+        };
+        if self.empty_since.is_none_or(calmed) {
             self.since = Some(now);
             self.pace = Pace::default();
             self.classes.iter_mut().for_each(|class| class.pace = Pace::default());
@@ -309,7 +362,9 @@ impl<T> Queue<T> {
         if !self.is_standing(now) {
             return self.settings.wait;
         }
-        let two = self.interval_of(class, now).unwrap_or_default() * 2;
+        let paces = [&self.classes[class].pace, &self.pace];
+        let interval = paces.into_iter().find_map(|pace| pace.interval(now, false));
+        let two = interval.unwrap_or_default() * 2;
         self.settings.target.max(two).min(self.settings.wait)
     }
 
@@ -349,6 +404,26 @@ impl<T> Queue<T> {
         now + interval.saturating_mul(places) > deadline.min(now + self.allowed(class, now))
     }
 
+    /// Whether it is of use to anybody that one more of this class waits before a standing queue.
+    fn is_of_use(&self, class: usize, now: Instant) -> bool {
+        let own = &self.classes[class];
+        let due = own.entries.is_empty() && own.passed_over >= PATIENCE;
+        let mut lower = self.classes.iter().skip(class + 1);
+        due || lower.any(|class| class.wants(now, self.settings.wait)) || !self.crowd.fills_places()
+    }
+
+    fn turned_away(&mut self, now: Instant) {
+        self.strained_at = Some(now);
+        if self.is_empty() {
+            // It would have waited.
+            self.empty_since = Some(now);
+        }
+    }
+
+    fn is_strained(&self, now: Instant) -> bool {
+        self.strained_at.is_some_and(|at| now.saturating_duration_since(at) < self.settings.wait)
+    }
+
     /// Those who have waited for too long.
     fn turn_away(&mut self, now: Instant, gone: &mut Vec<(T, Why)>) {
         for index in 0..self.classes.len() {
@@ -365,6 +440,7 @@ impl<T> Queue<T> {
             while let Some(key) = self.oldest(index)
                 && self.classes[index].entries[&key].entered + allowed <= now
             {
+                self.turned_away(now);
                 gone.extend(self.remove(index, key, now).map(|entry| (entry.item, Why::Shed)));
             }
         }
@@ -404,9 +480,6 @@ impl<T> Queue<T> {
         let class = self.classes.get_mut(class)?;
         let entry = class.entries.remove(&key)?;
         class.ages.remove(&key.1);
-        if class.entries.is_empty() {
-            class.passed_over = 0;
-        }
         self.waiting -= 1;
         if self.waiting == 0 {
             self.empty_since = Some(now);
@@ -414,6 +487,9 @@ impl<T> Queue<T> {
         Some(entry)
     }
 }
+
+#[cfg(test)]
+mod overload;
 
 #[cfg(test)]
 mod simulation;

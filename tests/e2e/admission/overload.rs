@@ -1,11 +1,14 @@
 //! Three times what an engine can serve, with and without admission, side by side.
 //!
-//! The engine has places for so many requests; what is more waits inside it, and its first bytes come later and later. A fifth of the requests is of a higher class. A run prints its figures:
-//! `cargo test --profile fast -p outrigger-tests --test e2e a_long_overload -- --ignored --nocapture` is the long one.
+//! The engine has places for so many requests; what is more waits inside it, and its first bytes come later and later. A
+//! fifth of the requests is of a higher class, at random; they come at random times, and answers are of all lengths. A run
+//! prints its figures: `cargo test --profile fast --workspace --test e2e a_long_overload -- --ignored --nocapture` is the
+//! long one.
 
 use std::time::{Duration, Instant};
 
 use outrigger_tests::harness::{Answer, Call, Proxy};
+use outrigger_tests::sim::random::Random;
 use outrigger_tests::sim::{Options, Simulator};
 use tokio::task::JoinSet;
 
@@ -23,7 +26,7 @@ fn capacity() -> f64 {
     PLACES as f64 / (STEP.as_secs_f64() * (TOKENS as f64 + 1.5))
 }
 
-const ADMISSION: &str = "limit: 48, queue: { size: 200, wait: 500ms, target: 40ms }";
+const ADMISSION: &str = "limit: 48, queue: { size: 200, wait: 500ms, target: 80ms }";
 
 /// One request: of the higher class or not, when it came, and what became of it.
 struct Fate {
@@ -40,22 +43,22 @@ struct Run {
 }
 
 impl Run {
-    /// Sends at this rate for so long, evenly.
+    /// Sends at this rate for so long.
     async fn at(proxy: &Proxy, rate: f64, warm: Duration, measured: Duration) -> Self {
         let (start, until) = (Instant::now(), warm + measured);
-        let (to, mut sent) = (proxy.address(), JoinSet::new());
-        for index in 0..(rate * until.as_secs_f64()) as u32 {
-            let came = Duration::from_secs_f64(f64::from(index) / rate);
+        let (to, mut sent, mut random) = (proxy.address(), JoinSet::new(), Random::new(7));
+        let mut came = Duration::ZERO;
+        while came < until {
             tokio::time::sleep_until((start + came).into()).await;
-            let high = index % 5 == 0;
+            let high = random.below(5) == 0;
             let class = if high { "high" } else { "low" };
+            let tokens = 1 + random.below(2 * TOKENS - 1);
             sent.spawn(async move {
-                // Of all lengths, or places would come free in waves.
-                let tokens = 1 + u64::from(index * 37 % 49);
                 let call = Call::chat("how deep is the lagoon?").max_tokens(tokens).streaming();
                 let answer = call.header("x-priority", class).try_send(to).await;
                 Fate { high, came, answer }
             });
+            came += Duration::from_secs_f64(-random.unit().max(f64::MIN_POSITIVE).ln() / rate);
         }
         let mut fates = sent.join_all().await;
         fates.sort_by_key(|fate| fate.came);
@@ -190,11 +193,12 @@ async fn under_overload_waits_stay_short_and_places_are_used() {
     print(&result);
     let (with, without) = (&result.with, &result.without);
     assert_eq!(with.unclear(), 0);
-    assert!(with.served(true) > with.served(false), "{}", with.served(true));
+    let (high, low) = (with.served(true), with.served(false));
+    assert!(high > 0.7 && high > 2.0 * low, "{high} {low}");
     let p50 = |run: &Run| run.first_bytes(None).quantile(0.5);
     // Without admission they wait for seconds, more with each second.
     assert!(p50(with) * 3 < p50(without), "{:?} {:?}", p50(with), p50(without));
-    assert!(with.refusals().quantile(0.5) < Duration::from_millis(250));
+    assert!(with.refusals().quantile(0.5) < Duration::from_millis(100));
     let least = 0.6 * without.goodput().min(capacity());
     assert!(with.goodput() > least, "{} of {}", with.goodput(), capacity());
 }
@@ -207,7 +211,8 @@ async fn a_long_overload() {
     let (unloaded, with) = (&result.unloaded, &result.with);
     let p99 = |run: &Run| run.first_bytes(None).quantile(0.99);
     assert!(p99(with) <= 2 * p99(unloaded), "{:?} {:?}", p99(with), p99(unloaded));
-    assert!(with.refusals().quantile(0.9) <= Duration::from_millis(10));
+    assert!(with.refusals().quantile(0.95) <= Duration::from_millis(10));
+    assert!(with.served(true) > 0.85, "{}", with.served(true));
     assert!(with.goodput() > 0.9 * capacity(), "{} of {}", with.goodput(), capacity());
     assert_eq!(with.unclear(), 0);
 }

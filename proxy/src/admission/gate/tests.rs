@@ -35,9 +35,9 @@ fn counts(gate: &Arc<Gate>) -> (u64, usize) {
 #[tokio::test]
 async fn a_place_that_is_given_back_is_the_turn_of_who_waits() {
     let gate = gate(1, 10);
-    let first = gate.enter().expect("a place");
+    let first = gate.enter(0).expect("a place");
     let (mut second, mut third) = (waits(&gate), waits(&gate));
-    assert!(gate.enter().is_none());
+    assert!(gate.enter(0).is_none());
     assert_eq!(counts(&gate), (1, 2));
     drop(first);
     let second = turn(&mut second).await.expect("its turn");
@@ -50,7 +50,7 @@ async fn a_place_that_is_given_back_is_the_turn_of_who_waits() {
 #[tokio::test]
 async fn whoever_leaves_with_its_turn_on_the_way_hands_it_on() {
     let gate = gate(1, 10);
-    let first = gate.enter().expect("a place");
+    let first = gate.enter(0).expect("a place");
     let (second, mut third) = (waits(&gate), waits(&gate));
     drop(first);
     assert_eq!(counts(&gate), (1, 1));
@@ -62,7 +62,7 @@ async fn whoever_leaves_with_its_turn_on_the_way_hands_it_on() {
 #[tokio::test]
 async fn without_a_queue_nobody_waits() {
     let gate = gate(1, 0);
-    let _first = gate.enter().expect("a place");
+    let _first = gate.enter(0).expect("a place");
     let entry = gate.enter_or_wait(asked(), Instant::now());
     assert!(matches!(entry, Entry::Rejected(Rejection::Overloaded)));
 }
@@ -70,7 +70,7 @@ async fn without_a_queue_nobody_waits() {
 #[tokio::test]
 async fn a_higher_limit_lets_those_in_who_wait() {
     let gate = gate(1, 10);
-    let _first = gate.enter().expect("a place");
+    let _first = gate.enter(0).expect("a place");
     let mut waiting: Vec<_> = (0..3).map(|_| waits(&gate)).collect();
     gate.configure(Some(&config::Limit::InFlight(3)), None);
     assert_eq!(counts(&gate), (3, 1));
@@ -86,12 +86,12 @@ async fn a_higher_limit_lets_those_in_who_wait() {
 #[tokio::test]
 async fn a_lower_limit_lets_nobody_in_before_enough_have_left() {
     let gate = gate(3, 10);
-    let mut held: Vec<_> = (0..3).map(|_| gate.enter().expect("a place")).collect();
+    let mut held: Vec<_> = (0..3).map(|_| gate.enter(0).expect("a place")).collect();
     gate.configure(Some(&config::Limit::InFlight(1)), None);
     held.truncate(1);
-    assert!(gate.enter().is_none());
+    assert!(gate.enter(0).is_none());
     held.clear();
-    gate.enter().expect("a place");
+    gate.enter(0).expect("a place");
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn whoever_found_endpoints_full_waits_for_a_place_there() {
     // It goes away without having looked.
     drop(turn(&mut second).await.expect("its turn"));
     assert_eq!(counts(&gate), (0, 0));
-    gate.enter().expect("nobody waits: it may look for itself");
+    gate.enter(0).expect("nobody waits: it may look for itself");
 }
 
 #[tokio::test]
@@ -188,4 +188,25 @@ fn the_limit_holds_exactly_whoever_asks_and_leaves() {
     });
     assert_eq!(counts(&gate), (0, 0));
     assert_eq!(most.load(SeqCst), 7, "it was used, and never more");
+}
+
+#[test]
+fn the_last_places_are_kept_for_who_is_favoured_until_that_is_over() {
+    let gate = gate(40, 10);
+    gate.keep_for(Some(1));
+    let mut low: Vec<_> = std::iter::from_fn(|| gate.enter(2)).collect();
+    assert_eq!(low.len(), 38, "two of forty are kept");
+    let (same, higher) = (gate.enter(1).expect("for it"), gate.enter(0).expect("for all above it"));
+    assert!(gate.enter(0).is_none(), "there is no more");
+    drop((same, higher));
+    assert!(gate.enter(2).is_none());
+    // Nobody stands here: who is refused is the first to find out.
+    match gate.enter_or_wait(Asked { class: 2, ..asked() }, Instant::now()) {
+        Entry::Waiting(mut waiting) => {
+            assert!(matches!(waiting.turn.try_recv(), Ok(Ok(_))), "it has its turn at once");
+        }
+        Entry::Permit(_) | Entry::Rejected(_) => panic!("it is in the queue first"),
+    }
+    low.extend(gate.enter(2));
+    assert_eq!(low.len(), 39);
 }

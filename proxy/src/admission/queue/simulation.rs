@@ -1,4 +1,4 @@
-//! Seeded worlds of requests that come, wait, leave and are served; every step is checked.
+//! Seeded worlds of requests that come, wait, leave and are served; every step is checked. Overload is in [`super::overload`].
 
 use std::collections::HashMap;
 
@@ -172,78 +172,4 @@ fn everyone_ends_once_in_order_in_time_and_no_class_starves() {
         ends.iter_mut().zip(world.ends).for_each(|(sum, new)| *sum += new);
     }
     assert!(ends.iter().all(|count| *count > 1_000), "every end was met: {ends:?}");
-}
-
-/// Three times what is served, of two classes, until it has settled; then what the wait was.
-struct Overload {
-    /// Of those served: the waits of each class.
-    waits: [Vec<Duration>; 2],
-    /// Of those turned away: how long after they came.
-    shed: Vec<Duration>,
-    served_while_measured: u64,
-}
-
-fn overload(seed: u64, high_share: f64) -> Overload {
-    let settings = settings(1_000, 1_000 * MS, 200 * MS);
-    let (mut queue, mut rng) = (Queue::new(settings), SmallRng::seed_from_u64(seed));
-    let start = Instant::now();
-    let (mut came, mut now) = (HashMap::new(), start);
-    let mut result =
-        Overload { waits: Default::default(), shed: Vec::new(), served_while_measured: 0 };
-    // Steps of a millisecond: 50 places and 150 requests a second.
-    for item in 0..60_000_u64 {
-        now += MS;
-        let measured = now > start + Duration::from_secs(10);
-        let mut gone = Vec::new();
-        if rng.random_bool(0.15) {
-            let class = usize::from(!rng.random_bool(high_share));
-            let ask = Asked { class, deadline: None, again: None };
-            match queue.enter(ask, item, now, &mut gone) {
-                Ok(_) => _ = came.insert(item, (now, class)),
-                Err(_) if measured => result.shed.push(Duration::ZERO),
-                Err(_) => {}
-            }
-        }
-        if rng.random_bool(0.05)
-            && let Some((item, _)) = queue.next(now, &mut gone)
-            && measured
-        {
-            let (at, class) = came[&item];
-            result.waits[class].push(now - at);
-            result.served_while_measured += 1;
-        }
-        let gone = gone.into_iter().filter(|_| measured);
-        result.shed.extend(gone.map(|(item, _)| now - came[&item].0));
-    }
-    result.waits.iter_mut().for_each(|waits| waits.sort_unstable());
-    result.shed.sort_unstable();
-    result
-}
-
-fn quantile(sorted: &[Duration], q: f64) -> Duration {
-    sorted[((sorted.len() - 1) as f64 * q) as usize]
-}
-
-#[test]
-fn under_overload_waits_are_short_most_are_told_at_the_door_and_places_are_used() {
-    for seed in 0..5 {
-        let result = overload(seed, 0.2);
-        let [high, low] = &result.waits;
-        let told = format!(
-            "seed {seed}: high {:?} {:?}, low {:?} {:?}, shed {:?} {:?} of {}",
-            quantile(high, 0.5),
-            quantile(high, 0.99),
-            quantile(low, 0.5),
-            quantile(low, 0.99),
-            quantile(&result.shed, 0.5),
-            quantile(&result.shed, 0.9),
-            result.shed.len(),
-        );
-        assert!(quantile(low, 0.99) <= 400 * MS, "{told}");
-        assert!(quantile(high, 0.99) <= 250 * MS, "{told}");
-        assert!(quantile(&result.shed, 0.8) == Duration::ZERO, "{told}");
-        // 30 of 50 places a second are asked for by the high class; all but a tenth of these it gets.
-        assert!(high.len() > 50 * 27, "{told}: {} high ones", high.len());
-        assert!(result.served_while_measured > 50 * 48, "{told}");
-    }
 }
