@@ -1,6 +1,7 @@
 //! Stored answers: what was answered once is answered again when nobody answers, and says that it is not new.
 
 mod asking;
+mod bursts;
 mod coalescing;
 mod keeping;
 mod loaded;
