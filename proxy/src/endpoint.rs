@@ -17,11 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 use outrigger_config::validated::Ejection;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
+    admission::gate::Gate,
     balance::{
         Cost, Facts, Peers, Standing,
         reported::{Report, Source},
@@ -66,6 +68,8 @@ pub struct Endpoint {
     agent_max: AtomicU32,
     /// Passive health, once a backend wants it.
     passive: OnceLock<Arc<Passive>>,
+    /// Where requests wait for a place at it, if they do.
+    waiting_room: ArcSwapOption<Gate>,
 }
 
 impl Endpoint {
@@ -88,7 +92,31 @@ impl Endpoint {
             agent_word: Mutex::default(),
             agent_max: AtomicU32::new(0),
             passive: OnceLock::new(),
+            waiting_room: ArcSwapOption::empty(),
         }
+    }
+
+    pub(crate) fn set_waiting_room(&self, gate: Option<Arc<Gate>>) {
+        self.waiting_room.store(gate);
+    }
+
+    /// It takes requests again, or more of them: whoever waits for a place may look.
+    fn has_room(&self) {
+        if let Some(gate) = &*self.waiting_room.load() {
+            gate.endpoints_changed();
+        }
+    }
+
+    /// Changes whether it may be sent requests, and lets what follows from that happen.
+    fn change<R>(&self, change: impl FnOnce() -> R) -> R {
+        let before = self.is_ready();
+        let result = change();
+        let now = self.is_ready();
+        self.metrics.ready.set(now.into());
+        if now && !before {
+            self.has_room();
+        }
+        result
     }
 
     /// Its passive health, from now on under these settings.
@@ -126,32 +154,27 @@ impl Endpoint {
         if !checked {
             self.chill();
         }
-        self.readiness.set_checked(checked, Instant::now());
-        self.metrics.ready.set(self.is_ready().into());
+        self.change(|| self.readiness.set_checked(checked, Instant::now()));
     }
 
     /// It has joined, or joined again: whatever is to be done before it serves is to be done, and without that it serves at
     /// once (`unchecked`), slowly at first.
     pub(crate) fn begin_anew(&self, unchecked: bool) {
         self.chill();
-        self.readiness.set_checked(unchecked, Instant::now());
+        self.change(|| self.readiness.set_checked(unchecked, Instant::now()));
         self.readiness.begin(Instant::now());
-        self.metrics.ready.set(self.is_ready().into());
     }
 
     /// The warm-up of this number has run to its end; whether that is enough.
     pub(crate) fn warmed_up(&self, chill: u64) -> bool {
-        let warm = self.readiness.warmed_up(chill, Instant::now());
-        self.metrics.ready.set(self.is_ready().into());
-        warm
+        self.change(|| self.readiness.warmed_up(chill, Instant::now()))
     }
 
     /// Whether its backend has a warm-up for it.
     pub(crate) fn set_warms_up(&self, warms_up: bool) {
         self.warms_up.store(warms_up, Relaxed);
         if !warms_up {
-            self.readiness.set_warm(Instant::now());
-            self.metrics.ready.set(self.is_ready().into());
+            self.change(|| self.readiness.set_warm(Instant::now()));
         }
     }
 
@@ -166,8 +189,7 @@ impl Endpoint {
 
     fn want_warm_up(&self) {
         if self.warms_up.load(Relaxed) {
-            self.readiness.chill(Instant::now());
-            self.metrics.ready.set(self.is_ready().into());
+            self.change(|| self.readiness.chill(Instant::now()));
         }
     }
 
@@ -198,11 +220,15 @@ impl Endpoint {
     fn follow(&self, word: &Word) {
         let share = word.weight.map(|weight| weight.share(self.weight()));
         self.facts.reported().set_agent_weight(share);
-        self.agent_max.store(word.maxconn.unwrap_or(0), Relaxed);
+        let most = word.maxconn.unwrap_or(0);
+        let before = self.agent_max.swap(most, Relaxed);
         let works = matches!(word.operating, None | Some(Operating::Up));
         let takes = matches!(word.admin, None | Some(Admin::Ready));
-        self.readiness.set_willing(works && takes, Instant::now());
-        self.metrics.ready.set(self.is_ready().into());
+        self.change(|| self.readiness.set_willing(works && takes, Instant::now()));
+        // 0 is no bound of its own.
+        if before != 0 && (most == 0 || most > before) {
+            self.has_room();
+        }
     }
 
     /// How many requests may be in flight: what is configured, or what its agent wants if that is less.
@@ -243,6 +269,7 @@ impl Endpoint {
                 self.metrics.ejected.set(0);
                 self.readiness.begin(Instant::now());
                 tracing::info!(%backend, endpoint, "endpoint restored");
+                self.has_room();
             }
             Transition::KeptAsLast { reason, failure } => {
                 let reason = failure.map_or(reason.as_str(), Failure::as_str);

@@ -175,14 +175,14 @@ fn write_admission(
     request: &Described,
 ) -> std::fmt::Result {
     for rate in &route.rates {
-        write!(out, "  rate     per {}:", rate.per.name())?;
-        for (what, allowance) in [("requests", rate.requests), ("tokens", rate.tokens)] {
-            if let Some(Allowance { rate, burst }) = allowance {
-                let rate = format_rate(rate.count, rate.period);
-                write!(out, " {rate} {what}, {burst} at once;")?;
-            }
-        }
-        writeln!(out)?;
+        let allowed = [("requests", rate.requests), ("tokens", rate.tokens)];
+        let allowed = allowed.into_iter().filter_map(|(what, allowance)| {
+            let Allowance { rate, burst } = allowance?;
+            let rate = format_rate(rate.count, rate.period);
+            Some(format!("{rate} {what}, {burst} at once"))
+        });
+        let allowed: Vec<_> = allowed.collect();
+        writeln!(out, "  rate     per {}: {}", rate.per.name(), allowed.join("; "))?;
     }
     write_gate(out, "the route", route.limit.as_ref(), route.queue.as_ref())?;
     for backend in arms.iter().map(|arm| &config.backends[arm.backend]) {

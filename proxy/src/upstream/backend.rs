@@ -204,6 +204,7 @@ impl Backend {
         endpoint.set_leaves_pod(leaves_pod);
         let gate = self.gate.clone().filter(|_| self.settings.queue.is_some());
         let found = found.clone();
+        endpoint.set_waiting_room(gate.clone());
         Member { endpoint, passive, nearness, leaves_pod, distance, gate, found }
     }
 

@@ -7,7 +7,7 @@ use outrigger_tests::sim::Simulator;
 use tokio::task::JoinHandle;
 
 use super::{answers, await_empty, await_waiting, line_up, stuck, told_to_retry};
-use crate::fleet::{chat, ended, error_code, one_backend, sim};
+use crate::fleet::{await_endpoints, chat, ended, error_code, one_backend, sim};
 
 const LONG: &str = "limit: 1, queue: { size: 50, wait: 60s, target: 60s }";
 const CLASSES: &str = "retry: off, priority: { header: x-class, classes: [high, normal, low] }";
@@ -168,5 +168,26 @@ async fn what_holds_a_place_gives_it_back_however_it_ends() {
     }
     engine.refuse().await;
     assert_eq!(chat().send(proxy.address()).await.status, 502);
+    await_empty(&proxy).await;
+}
+
+/// Nothing else happens that would let it look: nobody comes and nobody goes.
+#[tokio::test]
+async fn whoever_waits_for_a_place_gets_one_at_an_endpoint_that_comes_into_service() {
+    let (one, other) = (sim("a"), sim("b"));
+    other.refuse().await;
+    let health = "health: { tcp: true, interval: 50ms, healthy: 1, unhealthy: 1 }";
+    let backend =
+        format!("max_connections: 1, queue: {{ size: 5, wait: 60s, target: 60s }}, {health}");
+    let proxy = Proxy::start(&one_backend(&[&one, &other], &backend, "retry: off")).await;
+    await_endpoints(&proxy, "one of two to be ready", |all| {
+        all.iter().filter(|endpoint| endpoint.ready).count() == 1
+    })
+    .await;
+    let held = stuck(&proxy, &one).await;
+    let waiting = line_up(&proxy, [Call::get("/bytes/10")]).await;
+    other.resume().await;
+    assert!(answers(waiting).await.iter().all(|answer| answer.by() == "b"));
+    held.abort();
     await_empty(&proxy).await;
 }
