@@ -7,17 +7,19 @@
 //! not even ask.
 //!
 //! Values are sealed in an `envelope` and believed only when everything about it is right. Purges reach every sidecar
-//! through `marks`. `link` is what is said to Redis.
+//! through `marks`. `link` and `ledger` are what is said to Redis.
 //!
 //! What it leaves out: what an answer is, when it may be used, and the tier before this one.
 
 mod breaker;
 mod envelope;
+mod ledger;
 mod link;
 mod marks;
 mod work;
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -27,6 +29,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::{FutureExt, future::Shared};
 use outrigger_config::validated as config;
 use parking_lot::Mutex;
 use tokio::{
@@ -37,7 +40,7 @@ use tokio::{
 use super::{Answer, Key, Purge, store::unix_now};
 use crate::telemetry::metrics::{RedisLookup, RedisMetrics, RedisWrite};
 use envelope::Content;
-use marks::Marks;
+use marks::{Marks, Seen, Standing, change};
 
 /// Questions that may wait to be taken up. They wait for microseconds: more than this is a stall.
 const DOOR: usize = 256;
@@ -54,6 +57,12 @@ pub struct Redis {
     /// Whether it is asked at all.
     is_up: AtomicBool,
     marks: ArcSwap<Marks>,
+    /// Held by a look at the purges: two of them must not meet.
+    looking: tokio::sync::Mutex<()>,
+    /// Whether the last look could tell Redis what was to be told.
+    takes_purges: AtomicBool,
+    /// What is asked at this moment: others who want the same wait for the same.
+    asked: Mutex<HashMap<Key, Reply>>,
     /// Bytes left on the pile of writes.
     room: Arc<Semaphore>,
     questions: mpsc::Sender<Question>,
@@ -63,16 +72,26 @@ pub struct Redis {
     jobs: Mutex<Option<Jobs>>,
 }
 
+/// What comes of a question, for all who ask it.
+type Reply = Shared<oneshot::Receiver<Found>>;
+
 /// An answer from Redis.
-pub struct Fetched {
+pub struct Fetched<'a> {
     /// What it says.
     pub answer: Answer,
     /// The bytes that it was read from.
     pub record: Bytes,
     /// When its time is over, as Unix time.
     pub expires: Duration,
-    /// The latest purge that its writer knew of.
-    seen: u64,
+    /// Up to where its writer knew what was purged.
+    seen: Seen,
+    turn: Option<Turn<'a>>,
+}
+
+/// Until it is dropped, others who ask for the same get the same.
+struct Turn<'a> {
+    redis: &'a Redis,
+    key: Key,
 }
 
 /// What the serving side takes.
@@ -91,6 +110,7 @@ struct Question {
 }
 
 /// What was found.
+#[derive(Clone)]
 enum Found {
     Content(Content),
     Nothing,
@@ -137,6 +157,9 @@ impl Redis {
             metrics,
             is_up: AtomicBool::new(false),
             marks: ArcSwap::default(),
+            looking: tokio::sync::Mutex::default(),
+            takes_purges: AtomicBool::new(true),
+            asked: Mutex::default(),
             questions,
             writes,
             errands,
@@ -151,12 +174,13 @@ impl Redis {
     }
 
     /// The answer of a key that `believe` finds to be one, if it is there, its time is not over and it was not purged;
-    /// after the configured time at the latest. What is there and not believed is taken away.
+    /// after the configured time at the latest. What is there and not believed is taken away. Redis is asked once for all
+    /// who want the same at the same time.
     pub async fn fetch(
         &self,
         key: &Key,
         believe: impl FnOnce(&Bytes) -> Option<Answer>,
-    ) -> Option<Fetched> {
+    ) -> Option<Fetched<'_>> {
         if !self.is_up.load(Relaxed) {
             self.metrics.looked_up(RedisLookup::Down);
             return None;
@@ -164,7 +188,7 @@ impl Redis {
         let begun = Instant::now();
         let found = self.ask(key, begun + self.settings.timeout).await;
         self.metrics.latency.observe(begun.elapsed());
-        match found.and_then(|content| self.judge(key, content, believe)) {
+        match found.and_then(|(content, turn)| self.believed(key, content, turn, believe)) {
             Ok(fetched) => {
                 self.metrics.looked_up(RedisLookup::Hit);
                 Some(fetched)
@@ -176,13 +200,14 @@ impl Redis {
         }
     }
 
-    async fn ask(&self, key: &Key, until: Instant) -> Result<Content, RedisLookup> {
-        let (reply, answer) = oneshot::channel();
-        if self.questions.try_send(Question { key: *key, until, reply }).is_err() {
-            return Err(RedisLookup::Busy);
-        }
-        match timeout_at(until, answer).await {
-            Ok(Ok(Found::Content(content))) => Ok(content),
+    async fn ask(
+        &self,
+        key: &Key,
+        until: Instant,
+    ) -> Result<(Content, Option<Turn<'_>>), RedisLookup> {
+        let (reply, turn) = self.join(key, until).ok_or(RedisLookup::Busy)?;
+        match timeout_at(until, reply).await {
+            Ok(Ok(Found::Content(content))) => Ok((content, turn)),
             Ok(Ok(Found::Nothing)) => Err(RedisLookup::Miss),
             Ok(Ok(Found::Distrusted)) => Err(RedisLookup::Distrusted),
             Ok(Ok(Found::Late)) | Err(_) => Err(RedisLookup::Timeout),
@@ -191,12 +216,26 @@ impl Redis {
         }
     }
 
-    fn judge(
+    /// Waits with those who ask for the same, or asks; not if too many are asking.
+    fn join(&self, key: &Key, until: Instant) -> Option<(Reply, Option<Turn<'_>>)> {
+        let mut asked = self.asked.lock();
+        if let Some(theirs) = asked.get(key) {
+            return Some((theirs.clone(), None));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.questions.try_send(Question { key: *key, until, reply }).ok()?;
+        let answer = answer.shared();
+        asked.insert(*key, answer.clone());
+        Some((answer, Some(Turn { redis: self, key: *key })))
+    }
+
+    fn believed<'a>(
         &self,
         key: &Key,
         content: Content,
+        turn: Option<Turn<'a>>,
         believe: impl FnOnce(&Bytes) -> Option<Answer>,
-    ) -> Result<Fetched, RedisLookup> {
+    ) -> Result<Fetched<'a>, RedisLookup> {
         let Content { record, seen, expires } = content;
         if expires <= unix_now() {
             return Err(RedisLookup::Miss);
@@ -205,20 +244,21 @@ impl Redis {
             self.forget(key);
             return Err(RedisLookup::Distrusted);
         };
-        let fetched = Fetched { answer, record, expires, seen };
-        match self.is_good(key, &fetched) {
-            true => Ok(fetched),
-            false => {
+        match self.marks.load().judge(key, &answer.tags, seen) {
+            Standing::Good => Ok(Fetched { answer, record, expires, seen, turn }),
+            Standing::Purged => {
                 self.forget(key);
                 Err(RedisLookup::Purged)
             }
+            // It may be of an epoch that begins: whoever writes it anew takes it away.
+            Standing::Unknown => Err(RedisLookup::Purged),
         }
     }
 
     /// Whether what was fetched has still not been purged. To be asked again by whoever keeps it, after it is kept: the
     /// news of a purge may have come in between.
-    pub fn is_good(&self, key: &Key, fetched: &Fetched) -> bool {
-        self.marks.load().allow(key, &fetched.answer.tags, fetched.seen)
+    pub fn is_good(&self, key: &Key, fetched: &Fetched<'_>) -> bool {
+        self.marks.load().judge(key, &fetched.answer.tags, fetched.seen) == Standing::Good
     }
 
     /// Writes a record when there is time; it is lost where there is no room for it on the pile. `expires` is in Unix
@@ -233,7 +273,7 @@ impl Redis {
         };
         self.metrics.queue.inc();
         let place = Place { metrics: Arc::clone(&self.metrics), _room: room };
-        let seen = self.marks.load().latest();
+        let seen = self.marks.load().seen();
         let write = Write { key: *key, content: Content { record, seen, expires }, _place: place };
         // The receiver is gone only when the process ends.
         let _ = self.writes.send(write);
@@ -247,18 +287,24 @@ impl Redis {
     /// Purges: here at once, and everywhere else within about a second, or as soon as Redis answers again. Says whether it
     /// answers now.
     pub fn purge(&self, purge: &Purge) -> bool {
-        self.change_marks(|marks| marks.ask(purge.clone()));
+        let id = rand::random();
+        change(&self.marks, |marks| marks.ask(purge.clone(), id));
         let _ = self.errands.send(Errand::Look);
         self.is_up.load(Relaxed)
     }
+}
 
-    /// Changes the marks, perhaps trying more than once.
-    fn change_marks(&self, mut change: impl FnMut(&mut Marks)) {
-        self.marks.rcu(|marks| {
-            let mut marks = Marks::clone(marks);
-            change(&mut marks);
-            marks
-        });
+impl Fetched<'_> {
+    /// Whether it was asked for by this one, and not got along with others.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.turn.is_some()
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.redis.asked.lock().remove(&self.key);
     }
 }
 

@@ -136,8 +136,10 @@ impl Store {
     async fn get_from_redis(&self, key: &Key, proof: &Proof) -> Option<Answer> {
         let redis = self.redis()?;
         let fetched = redis.fetch(key, |record| self.believe(key, proof, record)).await?;
-        let (tags, record) = (&fetched.answer.tags, fetched.record.clone());
-        self.keep(*key, tags, record, fetched.expires);
+        if fetched.is_first() {
+            let (tags, record) = (&fetched.answer.tags, fetched.record.clone());
+            self.keep(*key, tags, record, fetched.expires);
+        }
         if !redis.is_good(key, &fetched) {
             // Purged meanwhile, perhaps before it was in memory.
             self.memory.purge(|other, _| other == key);

@@ -8,11 +8,12 @@
 //! 0   "ORA" and the version of this layout
 //! 4   coding: 0 as it is, 1 zstd
 //! 5   three bytes of nothing
-//! 8   the latest purge that its writer knew of (see `marks`)
-//! 16  when the time of the record is over, in milliseconds of Unix time
-//! 24  bytes of the record when it is not compressed
-//! 32  XXH3-128 of the key, of what stands before, and of what follows
-//! 48  the record
+//! 8   the epoch of the purges that its writer knew of (see `marks`)
+//! 16  the latest of them
+//! 24  when the time of the record is over, in milliseconds of Unix time
+//! 32  bytes of the record when it is not compressed
+//! 40  XXH3-128 of the key, of what stands before, and of what follows
+//! 56  the record
 //! ```
 //!
 //! Numbers are little-endian. A layout that old readers would take for another needs a new version here *and* a new
@@ -23,13 +24,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::marks::Seen;
 use crate::answers::Key;
 
 const MAGIC: [u8; 4] = *b"ORA\x01";
 /// Bytes before the record.
-pub(super) const HEAD: usize = 48;
+pub(super) const HEAD: usize = 56;
 /// What the checksum covers of the head.
-const SUMMED: usize = 32;
+const SUMMED: usize = 40;
 /// Nearly as good as the levels above for text, in a quarter of their time.
 const LEVEL: i32 = 1;
 
@@ -41,8 +43,8 @@ const ZSTD: u8 = 1;
 pub(super) struct Content {
     /// The record.
     pub(super) record: Bytes,
-    /// The latest purge that the writer knew of.
-    pub(super) seen: u64,
+    /// Up to where the writer knew what was purged.
+    pub(super) seen: Seen,
     /// When its time is over, as Unix time.
     pub(super) expires: Duration,
 }
@@ -72,7 +74,8 @@ pub(super) fn seal(key: &Key, content: &Content, compress: Option<usize>) -> Vec
     let mut value = Vec::with_capacity(HEAD + body.len());
     value.extend_from_slice(&MAGIC);
     value.extend_from_slice(&[coding, 0, 0, 0]);
-    for number in [content.seen, expires, record.len() as u64] {
+    let Seen { epoch, latest } = content.seen;
+    for number in [epoch, latest, expires, record.len() as u64] {
         value.extend_from_slice(&number.to_le_bytes());
     }
     let sum = checksum(key, &value, body);
@@ -91,7 +94,7 @@ pub(super) fn open(key: &Key, value: &[u8], max: usize) -> Result<Content, Distr
         return Err(Distrust::Checksum);
     }
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| head[at + index]));
-    let length = usize::try_from(number(24)).unwrap_or(usize::MAX);
+    let length = usize::try_from(number(32)).unwrap_or(usize::MAX);
     if length > max {
         return Err(Distrust::Length);
     }
@@ -104,8 +107,9 @@ pub(super) fn open(key: &Key, value: &[u8], max: usize) -> Result<Content, Distr
     if record.len() != length {
         return Err(Distrust::Length);
     }
-    let expires = Duration::from_millis(number(16));
-    Ok(Content { record: record.into(), seen: number(8), expires })
+    let expires = Duration::from_millis(number(24));
+    let seen = Seen { epoch: number(8), latest: number(16) };
+    Ok(Content { record: record.into(), seen, expires })
 }
 
 fn checksum(key: &Key, head: &[u8], body: &[u8]) -> u128 {
@@ -130,7 +134,8 @@ mod tests {
 
     fn content(record: &[u8]) -> Content {
         let record = Bytes::copy_from_slice(record);
-        Content { record, seen: 3, expires: Duration::from_millis(1_795_000_000_000) }
+        let seen = Seen { epoch: 1, latest: 3 };
+        Content { record, seen, expires: Duration::from_millis(1_795_000_000_000) }
     }
 
     /// Bytes that compress well, or not at all.
@@ -139,7 +144,8 @@ mod tests {
         let most = if rng.random_bool(0.5) { 4 } else { 255 };
         let record: Bytes = (0..length).map(|_| rng.random_range(0..=most)).collect();
         let expires = Duration::from_millis(rng.random());
-        Content { record, seen: rng.random(), expires }
+        let seen = Seen { epoch: rng.random(), latest: rng.random() };
+        Content { record, seen, expires }
     }
 
     #[test]

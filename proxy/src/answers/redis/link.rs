@@ -4,7 +4,7 @@
 //! reconnections are not used beyond what a cluster needs to follow a slot that moved: when to try again is for the
 //! breaker, and how long something may take for whoever asks.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use outrigger_config::validated::{self as config, Host, RedisNode};
 use redis::{
@@ -13,11 +13,7 @@ use redis::{
     cluster::ClusterClient, cluster_async::ClusterConnection,
 };
 
-use super::marks::{self, LATEST, RETENTION};
-use crate::{
-    answers::{Key, Purge},
-    telemetry::metrics::RedisFailure,
-};
+use crate::{answers::Key, telemetry::metrics::RedisFailure};
 
 /// How long a connection may take to be made, with TLS, log-in and all.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -25,37 +21,6 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// What every key begins with. The number is that of the layout of values and of the way keys are made: it changes with
 /// either, so that different versions of the proxy do not meet.
 const PREFIX: &str = "outrigger:a1:";
-
-/// The hash of purges. It can not be the key of an answer: those end in 64 digits.
-const PURGES: &str = "outrigger:a1:purges";
-
-/// Puts a mark beside a purge, and takes those away that no answer can be older than. The server's clock gives the
-/// number, unless a mark that is known is later.
-const PURGE: &str = "\
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local known = math.max(tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[1], ARGV[4]) or 0))
-local mark = string.format('%.0f', math.max(now, known + 1))
-local all = redis.call('HGETALL', KEYS[1])
-for at = 1, #all, 2 do
-  if (tonumber(all[at + 1]) or 0) + tonumber(ARGV[3]) < tonumber(mark) then
-    redis.call('HDEL', KEYS[1], all[at])
-  end
-end
-redis.call('HSET', KEYS[1], ARGV[1], mark, ARGV[4], mark)
-return mark";
-
-/// Puts marks back that are not there, or less, and makes a new latest one, so that everybody looks again.
-const RESTORE: &str = "\
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local known = math.max(tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], ARGV[2]) or 0))
-for at = 3, #ARGV, 2 do
-  if tonumber(redis.call('HGET', KEYS[1], ARGV[at]) or 0) < tonumber(ARGV[at + 1]) then
-    redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
-  end
-end
-redis.call('HSET', KEYS[1], ARGV[2], string.format('%.0f', math.max(now, known + 1)))";
 
 /// What went wrong.
 #[derive(Clone, Debug)]
@@ -118,51 +83,8 @@ impl Link {
         self.ask(redis::cmd("UNLINK").arg(name(key))).await
     }
 
-    /// Every purge that is remembered, and the latest mark; what is none is passed over.
-    pub(super) async fn purges(&mut self) -> Result<Vec<(String, u64)>, RedisError> {
-        let all: HashMap<Vec<u8>, Vec<u8>> = self.ask(redis::cmd("HGETALL").arg(PURGES)).await?;
-        let one = |(field, mark): (Vec<u8>, Vec<u8>)| {
-            let mark = std::str::from_utf8(&mark).ok()?.parse().ok()?;
-            Some((String::from_utf8(field).ok()?, mark))
-        };
-        Ok(all.into_iter().filter_map(one).collect())
-    }
-
-    /// The latest mark.
-    pub(super) async fn latest_purge(&mut self) -> Result<u64, RedisError> {
-        let latest: Option<u64> = self.ask(redis::cmd("HGET").arg(PURGES).arg(LATEST)).await?;
-        Ok(latest.unwrap_or(0))
-    }
-
-    /// Remembers a purge and gives its mark. `known` is the latest that is known here.
-    pub(super) async fn purge(&mut self, purge: &Purge, known: u64) -> Result<u64, RedisError> {
-        let mut command = redis::cmd("EVAL");
-        command
-            .arg(PURGE)
-            .arg(1)
-            .arg(PURGES)
-            .arg(marks::field(purge))
-            .arg(known)
-            .arg(RETENTION)
-            .arg(LATEST);
-        self.ask(&command).await
-    }
-
-    /// Gives marks back to a Redis that has lost them. `known` is the latest that is known here.
-    pub(super) async fn restore(
-        &mut self,
-        fields: &[(String, u64)],
-        known: u64,
-    ) -> Result<(), RedisError> {
-        let mut command = redis::cmd("EVAL");
-        command.arg(RESTORE).arg(1).arg(PURGES).arg(known).arg(LATEST);
-        for (field, mark) in fields {
-            command.arg(field).arg(mark);
-        }
-        self.ask(&command).await
-    }
-
-    async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisError> {
+    /// Says anything.
+    pub(super) async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisError> {
         match self {
             Link::Single(connection) => command.query_async(connection).await,
             Link::Cluster(connection) => command.query_async(connection).await,

@@ -19,7 +19,7 @@ use super::{
     breaker::Breaker,
     envelope::{self, HEAD},
     link::{Link, Trouble, is_wrong_type},
-    marks::Merged,
+    marks,
 };
 use crate::{
     answers::{Key, Purge, store::unix_now},
@@ -193,8 +193,10 @@ impl Redis {
     /// Writes one answer.
     async fn write(&self, mut link: Link, write: Write) -> Result<(), Trouble> {
         let Write { key, content, _place } = write;
-        let Some(ttl) = content.expires.checked_sub(unix_now()).filter(|left| !left.is_zero())
-        else {
+        let left = content.expires.checked_sub(unix_now()).filter(|left| !left.is_zero());
+        // Nobody would believe one of another epoch.
+        let left = left.filter(|_| content.seen.epoch == self.marks.load().seen().epoch);
+        let Some(ttl) = left else {
             self.metrics.wrote(RedisWrite::Dropped);
             return Ok(());
         };
@@ -253,30 +255,18 @@ impl Redis {
 
     /// Puts into Redis what was purged here, and takes up what others have purged.
     async fn look(&self, mut link: Link, purged: &impl Fn(&Purge)) -> Result<(), Trouble> {
-        let pending: Vec<Purge> = self.marks.load().pending().cloned().collect();
-        for purge in pending {
-            let known = self.marks.load().latest();
-            match within("a purge", link.purge(&purge, known)).await {
-                Ok(mark) => self.change_marks(|marks| marks.settle(&purge, mark)),
-                // It goes on holding here and is tried again with the next look.
-                Err(trouble) if trouble.is_answer() => self.metrics.failed(trouble.kind),
-                Err(trouble) => return Err(trouble),
-            }
+        let _alone = self.looking.lock().await;
+        let refused = marks::look(&self.marks, &mut link, purged, rand::random).await?;
+        if let Some(trouble) = &refused {
+            self.metrics.failed(trouble.kind);
         }
-        let latest = within("a look at the purges", link.latest_purge()).await?;
-        if self.marks.load().are_those_of(latest) {
-            return Ok(());
-        }
-        let fields = within("a look at the purges", link.purges()).await?;
-        let mut merged = Merged::default();
-        self.change_marks(|marks| merged = marks.merge(&fields));
-        merged.news.iter().for_each(purged);
-        if !merged.lost.is_empty() {
-            let known = self.marks.load().latest();
-            match within("purges that were lost", link.restore(&merged.lost, known)).await {
-                Err(trouble) if trouble.is_answer() => self.metrics.failed(trouble.kind),
-                result => return result,
+        let place = self.place();
+        match (&refused, self.takes_purges.swap(refused.is_none(), Relaxed)) {
+            (Some(Trouble { reason, .. }), true) => {
+                tracing::warn!("stored answers: redis {place} takes no purges: {reason}");
             }
+            (None, false) => tracing::info!("stored answers: redis {place} takes purges again"),
+            _ => {}
         }
         Ok(())
     }
@@ -303,7 +293,8 @@ fn looks() -> Interval {
     looks
 }
 
-async fn within<T>(
+/// What Redis answers, unless it takes too long.
+pub(super) async fn within<T>(
     what: &str,
     doing: impl Future<Output = Result<T, RedisError>>,
 ) -> Result<T, Trouble> {
