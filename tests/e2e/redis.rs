@@ -71,6 +71,16 @@ async fn lookups(proxy: &Proxy, result: &str) -> f64 {
     proxy.metrics().await.get("outrigger_redis_lookups_total", &[("result", result)])
 }
 
+/// How many answers a server was asked for.
+async fn reads(redis: &Redis) -> u64 {
+    let Reply::Bytes(told) = redis.ask([b"INFO", b"commandstats"]).await else {
+        panic!("no statistics")
+    };
+    let told = String::from_utf8_lossy(&told).into_owned();
+    let calls = told.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
+    calls.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
 async fn end(proxy: Proxy) {
     proxy.signal(Signal::SIGTERM);
     assert!(proxy.wait_exit(Duration::from_secs(20)).await.success(), "a clean end");
@@ -94,6 +104,9 @@ async fn answers_are_shared_by_two_proxies_and_outlive_both() {
     assert!(is_stored(&ask(&later, 1).await));
     assert!(is_stored(&ask(&later, 1).await));
     assert_eq!(lookups(&later, "hit").await, 1.0, "the second time it was in memory");
+    let asked = reads(&redis).await;
+    assert!(is_stored(&ask(&later, 1).await));
+    assert_eq!(reads(&redis).await, asked, "memory is enough");
     assert_eq!(engine.seen().len(), 1);
 }
 
@@ -138,7 +151,10 @@ async fn redis_killed_paused_and_restarted_under_load_fails_no_request_and_hits_
     let setup = Setup { persistent: true, port: true, ..Setup::default() };
     let Some(mut redis) = Redis::with(setup).await else { return };
     let engine = sim("engine");
-    let proxy = Arc::new(start(&engine, &at(&redis)).await);
+    // The last bound of the histogram is a second: the rest is for the machine.
+    let bounded = config(&engine, &at(&redis)).replace("timeout: 1s", "timeout: 250ms");
+    let proxy = Arc::new(Proxy::start(&bounded).await);
+    await_up(&proxy).await;
     ask(&proxy, 1).await;
     await_stored(&proxy, 1.0).await;
     let running = |from| {
@@ -168,6 +184,10 @@ async fn redis_killed_paused_and_restarted_under_load_fails_no_request_and_hits_
     assert_eq!(lookups(&proxy, "timeout").await, late, "nobody waits for it any more");
     redis.resume();
     await_up(&proxy).await;
+    let told = proxy.metrics().await;
+    let bound = told.get("outrigger_redis_lookup_seconds_bucket", &[("le", "1")]);
+    assert_eq!(bound, told.get("outrigger_redis_lookup_seconds_count", &[]), "{}", told.text);
+    assert!(bound > 0.0 && told.get("outrigger_redis_failures_total", &[]) >= 2.0);
 
     let fresh = start(&engine, &at(&redis)).await;
     assert!(is_stored(&ask(&fresh, 1).await), "what was there before");
@@ -175,6 +195,23 @@ async fn redis_killed_paused_and_restarted_under_load_fails_no_request_and_hits_
     proxy.await_metrics(|metrics| metrics.get("outrigger_redis_queue_length", &[]) == 0.0).await;
     assert!(is_stored(&ask(&fresh, 6000).await), "and what came after");
     assert!(is_stored(&ask(&fresh, 5000).await), "and what waited");
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_takes_nothing_from_memory() {
+    let setup = Setup { port: true, ..Setup::default() };
+    let Some(mut redis) = Redis::with(setup).await else { return };
+    let engine = sim("engine");
+    let proxy = start(&engine, &at(&redis)).await;
+    ask(&proxy, 1).await;
+    await_stored(&proxy, 1.0).await;
+    engine.refuse().await;
+    redis.kill().await;
+    await_down(&proxy).await;
+    assert!(is_stored(&ask(&proxy, 1).await));
+    redis.revive().await;
+    await_up(&proxy).await;
+    assert!(is_stored(&ask(&proxy, 1).await), "no engine, and nothing in Redis");
 }
 
 #[tokio::test]

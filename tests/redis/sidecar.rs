@@ -154,6 +154,16 @@ impl Sidecar {
         .await;
     }
 
+    /// Waits until an answer is found.
+    pub(crate) async fn await_found(&self, number: u64) {
+        let found = async {
+            while !self.finds(number).await {
+                pause().await;
+            }
+        };
+        within("an answer", found).await;
+    }
+
     /// Waits until an answer is not found any more.
     pub(crate) async fn await_gone(&self, number: u64) {
         let gone = async {
