@@ -12,6 +12,7 @@
 mod admission;
 mod answers;
 mod backend;
+mod redis;
 mod route;
 mod text;
 

@@ -15,6 +15,7 @@ mod deadline;
 mod ejection;
 mod guard;
 mod hedge;
+mod redis;
 mod route;
 pub(crate) mod values;
 
@@ -34,6 +35,7 @@ pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
 pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
 pub use hedge::Hedge;
+pub use redis::Redis;
 pub use route::{
     Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,
 };

@@ -16,6 +16,7 @@ mod ejection;
 mod guard;
 mod hedge;
 mod levels;
+mod redis;
 mod route;
 
 use std::net::SocketAddr;
@@ -49,6 +50,7 @@ pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
 pub use hedge::{Hedge, HedgeAfter};
 pub use levels::{Level, LevelAction, Levels, LoadMeasure};
+pub use redis::{Redis, RedisNode, RedisTls, Secret};
 pub use route::{
     Action, Arm, ErrorStyle, Expose, HeaderEdits, Match, PathRewrite, Redirect, Respond, Retry,
     RetryBudget, RetryOn, RetryReason, Rewrite, Route, Sticky,

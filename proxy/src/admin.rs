@@ -212,8 +212,12 @@ impl Admin {
             Err(why) => return Page::text(StatusCode::BAD_REQUEST, format!("{why}\n")),
         };
         let purged = self.proxy.snapshot.load().answers.purge(&purge);
-        tracing::info!(purged, "answers purged");
-        Page::json(StatusCode::OK, &json!({ "purged": purged }))
+        tracing::info!(purged = purged.memory, "answers purged");
+        let mut page = json!({ "purged": purged.memory });
+        if let Some(is_up) = purged.redis {
+            page["redis"] = json!(if is_up { "within a second" } else { "when it is back" });
+        }
+        Page::json(StatusCode::OK, &page)
     }
 
     fn reload(&self) -> Page {

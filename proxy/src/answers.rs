@@ -11,14 +11,16 @@
 //! - [`record`]: what is stored, as bytes that are distrusted when they are wrong;
 //! - [`memory`]: which records are worth their room.
 //!
-//! And what puts them together: [`store`] (the tiers), [`recording`] (an answer while it passes), [`shared`] (one answer
-//! for several clients), [`warm_up`]. The phase of a request is [`crate::phase::answer`].
+//! And what puts them together: [`store`] (the tiers), [`redis`] (the one that outlives the proxy and is shared),
+//! [`recording`] (an answer while it passes), [`shared`] (one answer for several clients), [`warm_up`]. The phase of a
+//! request is [`crate::phase::answer`].
 
 pub mod key;
 pub mod memory;
 pub mod policy;
 pub mod record;
 pub mod recording;
+pub mod redis;
 pub mod shared;
 pub mod store;
 pub mod warm_up;

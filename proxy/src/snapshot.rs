@@ -250,8 +250,8 @@ fn answers(
     old: Option<&Snapshot>,
     metrics: &Metrics,
 ) -> Arc<Store> {
-    let Some(old) = old else { return Arc::new(Store::new(settings, metrics.store())) };
-    old.answers.adjust(settings);
+    let Some(old) = old else { return Arc::new(Store::new(settings, metrics)) };
+    old.answers.adjust(settings, metrics);
     Arc::clone(&old.answers)
 }
 

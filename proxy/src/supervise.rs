@@ -1,6 +1,6 @@
 //! Background work that follows the configuration: discovery, health checks, warm-ups and load signals of every backend
-//! in force, the comparison of its endpoints with each other, and the sweep of resting connections. Runs on a runtime of
-//! its own, away from traffic.
+//! in force, the comparison of its endpoints with each other, the Redis of stored answers, and the sweep of resting
+//! connections. Runs on a runtime of its own, away from traffic.
 
 mod agent;
 mod peers;
@@ -13,6 +13,7 @@ use outrigger_config::validated::Dns;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::{
+    answers::{Purge, Store, redis::Redis},
     discovery,
     endpoint::Endpoint,
     health::{self, warm_up},
@@ -29,8 +30,10 @@ pub async fn run(proxy: Arc<Proxy>) {
     let mut supervised: Vec<(Arc<Backend>, Dns, AbortHandle)> = Vec::new();
     let mut tasks = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
+    let mut served = None;
     loop {
         let snapshot = proxy.snapshot.load_full();
+        serve_redis(&snapshot.answers, &mut tasks, &mut served);
         let (wanted, dns) = (&snapshot.backends, &snapshot.config.dns);
         supervised.retain(|(backend, asked, task)| {
             let asks = || discovery::is_needed(&backend.settings.endpoints);
@@ -55,6 +58,26 @@ pub async fn run(proxy: Arc<Proxy>) {
             }
         }
     }
+}
+
+/// Serves the Redis of stored answers that is in force, and no other.
+fn serve_redis(
+    store: &Arc<Store>,
+    tasks: &mut JoinSet<()>,
+    served: &mut Option<(Arc<Redis>, AbortHandle)>,
+) {
+    let wanted = store.redis();
+    if wanted.as_ref().map(Arc::as_ptr) == served.as_ref().map(|(redis, _)| Arc::as_ptr(redis)) {
+        return;
+    }
+    if let Some((_, task)) = served.take() {
+        task.abort();
+    }
+    *served = wanted.map(|redis| {
+        let (serving, store) = (Arc::clone(&redis), Arc::clone(store));
+        let forget = move |purge: &Purge| _ = store.purge_memory(purge);
+        (redis, tasks.spawn(async move { serving.serve(forget).await }))
+    });
 }
 
 /// All that one backend needs. Cancelling it cancels everything.

@@ -24,6 +24,7 @@ mod logs;
 mod mirroring;
 mod policies;
 mod prompts;
+mod redis;
 mod reload;
 mod resilience;
 mod rewrite;

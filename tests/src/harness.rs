@@ -25,6 +25,7 @@ mod metrics;
 mod process;
 mod proxy;
 mod raw;
+mod redis;
 mod streaming;
 
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub use self::metrics::Metrics;
 pub use self::process::Process;
 pub use self::proxy::{Launch, Proxy};
 pub use self::raw::{Body, Broken, Closed, Head, Message, Piece, Raw};
+pub use self::redis::{Redis, RedisCluster, Reply, Setup};
 pub use self::streaming::{Event, Streaming, Transcript};
 
 /// How long anything that is awaited may take.

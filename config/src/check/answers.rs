@@ -22,7 +22,9 @@ impl Checker<'_> {
             Some(AnswerWarmUp { file, rate, at_once })
         });
         let refreshes = store.refreshes.0 as usize;
-        AnswerStore { memory: store.memory.0, refreshes, warm_up }
+        let at = node.at("redis");
+        let redis = store.redis.as_ref().map(|redis| self.redis(at, redis));
+        AnswerStore { memory: store.memory.0, refreshes, redis, warm_up }
     }
 
     /// What a route does with answers: `answers`, or the defaults of it where only `fallback` asks for

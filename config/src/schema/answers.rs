@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::redis::Redis;
 use super::values::{Pause, Size, Switch, Time, Timeout, Whole};
 use super::{GIB, KIB, MIB};
 use crate::validated::{FallbackReason, Replay};
@@ -18,6 +19,9 @@ pub struct AnswerStore {
     pub memory: Size<MIB, { 1024 * GIB }>,
     /// Answers that are refreshed at the same time, 1 to 10000. Default: 16.
     pub refreshes: Whole<1, 10_000>,
+    /// The Redis in which answers outlive this proxy and are shared with others. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
     /// Requests whose answers are fetched when the proxy has started. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<AnswerWarmUp>,
@@ -88,7 +92,7 @@ pub struct FallbackAnswers {
 
 impl Default for AnswerStore {
     fn default() -> Self {
-        Self { memory: Size(64 * MIB), refreshes: Whole(16), warm_up: None }
+        Self { memory: Size(64 * MIB), refreshes: Whole(16), redis: None, warm_up: None }
     }
 }
 

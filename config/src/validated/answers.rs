@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::value_or_off;
+use super::{Redis, value_or_off};
 use crate::units;
 
 /// Where answers are stored.
@@ -17,6 +17,9 @@ pub struct AnswerStore {
     pub memory: u64,
     /// Answers that are refreshed at the same time, 1 to 10000.
     pub refreshes: usize,
+    /// Where answers outlive the proxy; `None` = nowhere.
+    #[serde(serialize_with = "value_or_off")]
+    pub redis: Option<Redis>,
     /// Requests whose answers are fetched at the start; `None` = none.
     #[serde(serialize_with = "value_or_off")]
     pub warm_up: Option<AnswerWarmUp>,

@@ -3,15 +3,15 @@
 //! What it decides: in which order tiers are asked, that what a tier gives is checked before it is believed, and what of
 //! it is counted. A store lives as long as the process: a configuration hands it to the next one.
 //!
-//! A further tier has its place at three points, each marked below: it is asked where memory has nothing, with a bound on
-//! its time; it is told of a record and not waited for; it is told of a purge. It gets and gives the bytes of records
-//! ([`Answer::encode`]), and [`Answer::decode`] is done here.
+//! Where memory has nothing, Redis is asked ([`Redis`]), if there is one. What it gives is put into memory; it is told of
+//! records and purges and not waited for.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use outrigger_config::validated as config;
 
@@ -19,23 +19,25 @@ use super::{
     key::{Key, Proof, Tags},
     memory::Memory,
     record::{Answer, Distrust},
+    redis::Redis,
     shared::Calls,
 };
 use crate::{
-    telemetry::metrics::{Distrusted, Evicted, StoreMetrics},
+    telemetry::metrics::{Distrusted, Evicted, Metrics, StoreMetrics},
     tenant::Tenant,
 };
 
 /// Every stored answer.
 pub struct Store {
     memory: Memory,
+    redis: ArcSwapOption<Redis>,
     /// Calls under way that serve several requests, or refresh an answer.
     pub calls: Calls,
     metrics: Arc<StoreMetrics>,
 }
 
 /// Which answers to forget: all that is given must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Purge {
     /// The one under this key.
     pub key: Option<Key>,
@@ -45,6 +47,15 @@ pub struct Purge {
     pub model: Option<String>,
     /// Those of this tenant.
     pub tenant: Option<Tenant>,
+}
+
+/// What became of a purge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// So many answers were in memory.
+    pub memory: u64,
+    /// Whether Redis, if there is one, can be told now; if not, when it is back.
+    pub redis: Option<bool>,
 }
 
 impl Purge {
@@ -77,22 +88,64 @@ pub fn unix_now() -> Duration {
 impl Store {
     /// An empty one.
     #[must_use]
-    pub fn new(settings: &config::AnswerStore, metrics: Arc<StoreMetrics>) -> Self {
-        Store { memory: Memory::new(settings.memory), calls: Calls::default(), metrics }
+    pub fn new(settings: &config::AnswerStore, metrics: &Metrics) -> Self {
+        let store = Store {
+            memory: Memory::new(settings.memory),
+            redis: ArcSwapOption::empty(),
+            calls: Calls::default(),
+            metrics: metrics.store(),
+        };
+        store.adjust_redis(settings.redis.as_ref(), metrics);
+        store
     }
 
     /// The settings have changed.
-    pub fn adjust(&self, settings: &config::AnswerStore) {
+    pub fn adjust(&self, settings: &config::AnswerStore, metrics: &Metrics) {
         let evicted = self.memory.resize(settings.memory);
         self.metrics.evicted(Evicted::Room, evicted);
         self.tell_size();
+        self.adjust_redis(settings.redis.as_ref(), metrics);
+    }
+
+    fn adjust_redis(&self, settings: Option<&config::Redis>, metrics: &Metrics) {
+        let same = |redis: &Arc<Redis>| settings.is_some_and(|wanted| wanted == redis.settings());
+        if self.redis().as_ref().is_some_and(same) {
+            return;
+        }
+        if settings.is_none() {
+            metrics.forget_redis();
+        }
+        let redis = settings.map(|settings| Redis::new(settings.clone(), metrics.redis()));
+        self.redis.store(redis.map(Arc::new));
+    }
+
+    /// The tier behind memory, if there is one. Somebody must [serve](Redis::serve) it.
+    #[must_use]
+    pub fn redis(&self) -> Option<Arc<Redis>> {
+        self.redis.load_full()
     }
 
     /// The answer under this key, to the request of this proof.
     pub async fn get(&self, key: &Key, proof: &Proof) -> Option<Answer> {
-        let record = self.memory.get(key, unix_now())?;
-        // A second tier is asked here, where memory has nothing; what it gives is put into memory.
-        self.believe(key, proof, &record)
+        match self.memory.get(key, unix_now()) {
+            Some(record) => self.believe(key, proof, &record),
+            None => self.get_from_redis(key, proof).await,
+        }
+    }
+
+    async fn get_from_redis(&self, key: &Key, proof: &Proof) -> Option<Answer> {
+        let redis = self.redis()?;
+        let fetched = redis.fetch(key, |record| self.believe(key, proof, record)).await?;
+        if fetched.is_first() {
+            let (tags, record) = (&fetched.answer.tags, fetched.record.clone());
+            self.keep(*key, tags, record, fetched.expires);
+        }
+        if !redis.is_good(key, &fetched) {
+            // Purged meanwhile, perhaps before it was in memory.
+            self.memory.purge(|other, _| other == key);
+            return None;
+        }
+        Some(fetched.answer)
     }
 
     fn believe(&self, key: &Key, proof: &Proof, record: &Bytes) -> Option<Answer> {
@@ -114,20 +167,31 @@ impl Store {
     /// Stores an answer for so long. `false` when it is not worth its room in memory.
     pub fn put(&self, key: Key, answer: &Answer, keep: Duration) -> bool {
         let record = answer.encode();
-        let now = unix_now();
         let expires = answer.stored_at.saturating_add(keep);
-        // A second tier is told here, with the same record and `keep`, and not waited for.
-        let kept = self.memory.put(key, &answer.tags, record, expires, now);
+        if let Some(redis) = self.redis() {
+            redis.store(&key, record.clone(), expires);
+        }
+        self.keep(key, &answer.tags, record, expires)
+    }
+
+    fn keep(&self, key: Key, tags: &Tags, record: Bytes, expires: Duration) -> bool {
+        let kept = self.memory.put(key, tags, record, expires, unix_now());
         self.metrics.evicted(Evicted::Room, kept.evicted);
         self.metrics.evicted(Evicted::NotAdmitted, u64::from(!kept.admitted));
         self.tell_size();
         kept.admitted
     }
 
-    /// Forgets answers; returns how many those were in memory.
-    pub fn purge(&self, purge: &Purge) -> u64 {
+    /// Forgets answers, in Redis too.
+    pub fn purge(&self, purge: &Purge) -> Purged {
+        // First: nothing of it may come back into memory.
+        let redis = self.redis().map(|redis| redis.purge(purge));
+        Purged { memory: self.purge_memory(purge), redis }
+    }
+
+    /// Forgets answers that others have purged; returns how many those were.
+    pub fn purge_memory(&self, purge: &Purge) -> u64 {
         let purged = self.memory.purge(|key, tags| purge.means(key, tags));
-        // A second tier is told here.
         self.metrics.evicted(Evicted::Purged, purged);
         self.tell_size();
         purged

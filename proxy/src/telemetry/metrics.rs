@@ -105,6 +105,12 @@ const CHUNK_GAP: Bounds = Bounds::micros(&[
     60_000_000,
 ]);
 
+/// From a socket of the file system to the longest that may be waited for: 0.1 ms to 1 s.
+const STORE: Bounds = Bounds::micros(&[
+    100, 200, 350, 500, 750, 1_000, 2_000, 3_500, 5_000, 7_500, 10_000, 15_000, 20_000, 35_000,
+    50_000, 100_000, 200_000, 500_000, 1_000_000,
+]);
+
 /// One line of the table below.
 struct Declaration {
     name: &'static str,
@@ -239,6 +245,20 @@ declare! {
         "Stored answers that were not believed.";
     AnswersWarmUp COUNTER "answers_warm_up_requests_total" ["result"]
         "Requests of the file of the warm-up.";
+    RedisUp GAUGE "redis_up" []
+        "1 while the Redis of stored answers is asked, 0 while it is left alone.";
+    RedisLookupTime HISTOGRAM "redis_lookup_seconds" []
+        "How long requests waited for a stored answer from Redis, or for nothing.";
+    RedisLookups COUNTER "redis_lookups_total" ["result"]
+        "Looks for a stored answer in Redis, by what came of them.";
+    RedisWrites COUNTER "redis_writes_total" ["result"]
+        "Answers to be stored in Redis, by what became of them.";
+    RedisQueue GAUGE "redis_queue_length" []
+        "Answers that wait to be stored in Redis.";
+    RedisFailures COUNTER "redis_failures_total" ["kind"]
+        "What went wrong between here and Redis.";
+    RedisBytes COUNTER "redis_bytes_total" ["direction"]
+        "Bytes of stored answers, compressed as they are in Redis; in = read, out = written.";
     CanaryRolledBack GAUGE "canary_rolled_back" ["route" "arm"]
         "1 when the guard has taken the arm out, else 0.";
     CanaryWeight GAUGE "canary_weight_percent" ["route" "arm"]
@@ -626,6 +646,60 @@ label_values! {
 }
 
 label_values! {
+    /// What came of a look into Redis.
+    RedisLookup {
+        /// A good answer.
+        Hit "hit",
+        /// Nothing.
+        Miss "miss",
+        /// An answer that was purged.
+        Purged "purged",
+        /// Something that is not believed: another version, a wrong checksum, no answer at all.
+        Distrusted "distrusted",
+        /// Nothing in time.
+        Timeout "timeout",
+        /// A failure instead of an answer.
+        Error "error",
+        /// It was not asked: too many were asking.
+        Busy "busy",
+        /// It was not asked: it is left alone.
+        Down "down",
+    }
+}
+
+label_values! {
+    /// What became of an answer that was to be stored in Redis.
+    RedisWrite {
+        /// It is there.
+        Stored "stored",
+        /// There was no room to wait in, or its time was over before its turn came.
+        Dropped "dropped",
+        /// It was longer than is kept there.
+        TooLong "too_long",
+        /// Redis did not take it, or not in time.
+        Failed "failed",
+    }
+}
+
+label_values! {
+    /// What went wrong between here and Redis.
+    RedisFailure {
+        /// No connection could be made.
+        Connect "connect",
+        /// It denied us: a wrong password, or a user who may not do that.
+        Denied "denied",
+        /// It took too long.
+        Timeout "timeout",
+        /// It is loading, or a part of the cluster is down.
+        Unready "unready",
+        /// The connection broke.
+        Lost "lost",
+        /// It answered with another error: it is full, say, or a replica.
+        Refused "refused",
+    }
+}
+
+label_values! {
     /// What the guard of a canary decided.
     CanaryVerdict {
         /// More errors: taken out.
@@ -685,6 +759,7 @@ struct Inner {
     mirrors: Handles<2, MirrorMetrics>,
     canaries: Handles<2, CanaryMetrics>,
     batches: Handles<1, BatchMetrics>,
+    redis: Handles<0, RedisMetrics>,
     answers: Handles<1, AnswerMetrics>,
     store: Arc<StoreMetrics>,
 }
@@ -708,6 +783,7 @@ impl Metrics {
             mirrors: Handles::default(),
             canaries: Handles::default(),
             batches: Handles::default(),
+            redis: Handles::default(),
             answers: Handles::default(),
             store: Arc::default(),
         });
@@ -835,6 +911,17 @@ impl Metrics {
     #[must_use]
     pub fn store(&self) -> Arc<StoreMetrics> {
         Arc::clone(&self.inner.store)
+    }
+
+    /// The handle of the Redis of stored answers.
+    #[must_use]
+    pub fn redis(&self) -> Arc<RedisMetrics> {
+        self.inner.redis.get([], |_| RedisMetrics::default())
+    }
+
+    /// Removes its series: there is none any more.
+    pub fn forget_redis(&self) {
+        self.inner.redis.forget([]);
     }
 
     /// The handle of a listener, by its address as configured.
@@ -1480,6 +1567,69 @@ impl StoreMetrics {
     }
 }
 
+/// What is told of the Redis of stored answers.
+#[derive(Debug)]
+pub struct RedisMetrics {
+    /// 1 while it is asked.
+    pub up: Gauge,
+    /// How long requests waited for it.
+    pub latency: Histogram,
+    /// Answers that wait to be written.
+    pub queue: Gauge,
+    /// Bytes of values read.
+    pub read_bytes: Counter,
+    /// Bytes of values written.
+    pub written_bytes: Counter,
+    lookups: [Counter; RedisLookup::ALL.len()],
+    writes: [Counter; RedisWrite::ALL.len()],
+    failures: [Counter; RedisFailure::ALL.len()],
+}
+
+impl Default for RedisMetrics {
+    fn default() -> Self {
+        Self {
+            up: Gauge::default(),
+            latency: Histogram::new(STORE),
+            queue: Gauge::default(),
+            read_bytes: Counter::default(),
+            written_bytes: Counter::default(),
+            lookups: Default::default(),
+            writes: Default::default(),
+            failures: Default::default(),
+        }
+    }
+}
+
+impl RedisMetrics {
+    /// It was asked, or not.
+    pub fn looked_up(&self, result: RedisLookup) {
+        self.lookups[result as usize].inc();
+    }
+
+    /// An answer was to be stored.
+    pub fn wrote(&self, result: RedisWrite) {
+        self.writes[result as usize].inc();
+    }
+
+    /// Something went wrong.
+    pub fn failed(&self, kind: RedisFailure) {
+        self.failures[kind as usize].inc();
+    }
+
+    fn write(&self, page: &mut Page) {
+        page.gauge(Id::RedisUp, &[], &self.up);
+        page.histogram(Id::RedisLookupTime, &[], &self.latency);
+        page.gauge(Id::RedisQueue, &[], &self.queue);
+        page.counter(Id::RedisBytes, &["in"], self.read_bytes.get());
+        page.counter(Id::RedisBytes, &["out"], self.written_bytes.get());
+        let (lookups, writes) = (RedisLookup::ALL, RedisWrite::ALL);
+        page.by_value(Id::RedisLookups, &[], lookups, RedisLookup::as_str, &self.lookups);
+        page.by_value(Id::RedisWrites, &[], writes, RedisWrite::as_str, &self.writes);
+        let failures = RedisFailure::ALL;
+        page.by_value(Id::RedisFailures, &[], failures, RedisFailure::as_str, &self.failures);
+    }
+}
+
 /// What is told of a guarded arm.
 #[derive(Debug, Default)]
 pub struct CanaryMetrics {
@@ -1691,6 +1841,7 @@ impl Collector for Walker {
         self.inner.mirrors.for_each(|mirror, labels| mirror.write(labels, &mut page));
         self.inner.canaries.for_each(|canary, labels| canary.write(labels, &mut page));
         self.inner.batches.for_each(|batches, labels| batches.write(labels, &mut page));
+        self.inner.redis.for_each(|redis, _| redis.write(&mut page));
         self.inner.answers.for_each(|answers, labels| answers.write(labels, &mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {
@@ -1839,6 +1990,7 @@ mod tests {
         deadlines.set(DeadlineKind::Gap, DeadlineBasis::Learned, Duration::from_secs(2));
         metrics.levels("chat").level.set(1);
         arm.route.budget(ClientBudget::Obeyed);
+        metrics.redis().looked_up(RedisLookup::Hit);
         let age = Duration::from_secs(60);
         metrics.answers("chat").served(Served::Fallback, ServedFor::Deadline, age);
         metrics.store().warmed_up(WarmedUp::Answered);

@@ -25,6 +25,13 @@ const WANTED: &[Wanted] = &[
     wanted(Need::Build, "pkg-config", "pkg-config", "lets build scripts find system libraries"),
     wanted(Need::Clients, "curl", "curl", "the tests speak HTTP/1.1 and HTTP/2 with it"),
     wanted(Need::Clients, "python3", "python3-venv", "runs the openai and websockets clients"),
+    // The server is in the package of the tools, under another name; that of the server would start a service.
+    wanted(
+        Need::Clients,
+        "redis-check-rdb",
+        "redis-tools",
+        "a Redis keeps the answers that tests store",
+    ),
 ];
 
 const fn wanted(
