@@ -26,6 +26,7 @@ use crate::{
         Cost, Facts, Peers, Standing,
         reported::{Report, Source},
     },
+    clock,
     deadline::Patience,
     outlier::{Failure, Transition},
     signal::agent::{Admin, Operating, Word},
@@ -71,7 +72,7 @@ pub struct Endpoint {
 impl Endpoint {
     fn new(backend: &str, address: SocketAddr, peers: &Arc<Peers>, metrics: &Metrics) -> Self {
         let name = address.to_string();
-        let now = Instant::now();
+        let now = clock::now();
         Endpoint {
             backend: backend.into(),
             address,
@@ -93,7 +94,7 @@ impl Endpoint {
 
     /// Its passive health, from now on under these settings.
     pub(crate) fn passive(&self, settings: &Ejection) -> Arc<Passive> {
-        let passive = self.passive.get_or_init(|| Arc::new(Passive::new(settings, Instant::now())));
+        let passive = self.passive.get_or_init(|| Arc::new(Passive::new(settings, clock::now())));
         passive.configure(settings);
         Arc::clone(passive)
     }
@@ -126,7 +127,7 @@ impl Endpoint {
         if !checked {
             self.chill();
         }
-        self.readiness.set_checked(checked, Instant::now());
+        self.readiness.set_checked(checked, clock::now());
         self.metrics.ready.set(self.is_ready().into());
     }
 
@@ -134,14 +135,14 @@ impl Endpoint {
     /// once (`unchecked`), slowly at first.
     pub(crate) fn begin_anew(&self, unchecked: bool) {
         self.chill();
-        self.readiness.set_checked(unchecked, Instant::now());
-        self.readiness.begin(Instant::now());
+        self.readiness.set_checked(unchecked, clock::now());
+        self.readiness.begin(clock::now());
         self.metrics.ready.set(self.is_ready().into());
     }
 
     /// The warm-up of this number has run to its end; whether that is enough.
     pub(crate) fn warmed_up(&self, chill: u64) -> bool {
-        let warm = self.readiness.warmed_up(chill, Instant::now());
+        let warm = self.readiness.warmed_up(chill, clock::now());
         self.metrics.ready.set(self.is_ready().into());
         warm
     }
@@ -150,7 +151,7 @@ impl Endpoint {
     pub(crate) fn set_warms_up(&self, warms_up: bool) {
         self.warms_up.store(warms_up, Relaxed);
         if !warms_up {
-            self.readiness.set_warm(Instant::now());
+            self.readiness.set_warm(clock::now());
             self.metrics.ready.set(self.is_ready().into());
         }
     }
@@ -166,7 +167,7 @@ impl Endpoint {
 
     fn want_warm_up(&self) {
         if self.warms_up.load(Relaxed) {
-            self.readiness.chill(Instant::now());
+            self.readiness.chill(clock::now());
             self.metrics.ready.set(self.is_ready().into());
         }
     }
@@ -201,7 +202,7 @@ impl Endpoint {
         self.agent_max.store(word.maxconn.unwrap_or(0), Relaxed);
         let works = matches!(word.operating, None | Some(Operating::Up));
         let takes = matches!(word.admin, None | Some(Admin::Ready));
-        self.readiness.set_willing(works && takes, Instant::now());
+        self.readiness.set_willing(works && takes, clock::now());
         self.metrics.ready.set(self.is_ready().into());
     }
 
@@ -216,7 +217,7 @@ impl Endpoint {
 
     /// It said this of its load, when we had `own` requests in flight there.
     pub(crate) fn learn(&self, report: &Report, source: Source, own: u32) {
-        self.facts.reported().update(report, source, own, Instant::now());
+        self.facts.reported().update(report, source, own, clock::now());
         let values = [report.waiting, report.running, report.kv_usage];
         for (level, value) in self.metrics.reported.iter().zip(values) {
             if let Some(value) = value {
@@ -233,7 +234,7 @@ impl Endpoint {
             Transition::Ejected { until, reason, failure } => {
                 self.metrics.ejection(reason);
                 self.metrics.ejected.set(1);
-                let span = until.saturating_duration_since(Instant::now());
+                let span = until.saturating_duration_since(clock::now());
                 let reason = failure.map_or(reason.as_str(), Failure::as_str);
                 tracing::warn!(%backend, endpoint, reason, ?span, "endpoint ejected");
                 // What is known of it stays: others still wait there, and a probe must not wait for longer than they.
@@ -241,7 +242,7 @@ impl Endpoint {
             }
             Transition::Restored => {
                 self.metrics.ejected.set(0);
-                self.readiness.begin(Instant::now());
+                self.readiness.begin(clock::now());
                 tracing::info!(%backend, endpoint, "endpoint restored");
             }
             Transition::KeptAsLast { reason, failure } => {

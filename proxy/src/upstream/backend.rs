@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::{
     admission::gate::Gate,
     balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy, Standing},
+    clock,
     discovery::{self, Found},
     endpoint::{Endpoint, InFlight, Joined, Registry, passive::Passive, slow_start},
     outlier::{
@@ -166,7 +167,7 @@ impl Backend {
         let new = Arc::new(Members { list, has_local, policy });
         let old = self.members.swap(Arc::clone(&new));
         let left = old.list.iter().filter(|m| !new.has(&m.endpoint));
-        let left = left.map(|m| self.registry.leave(&m.endpoint, Instant::now())).count();
+        let left = left.map(|m| self.registry.leave(&m.endpoint, clock::now())).count();
         let changed = left > 0 || old.list.len() != new.list.len();
         if changed {
             self.changed.send_replace(());
