@@ -243,6 +243,8 @@ impl Endpoint {
             Transition::Restored => {
                 self.metrics.ejected.set(0);
                 self.readiness.begin(clock::now());
+                // It was out of service for them.
+                self.facts.pardon(clock::now());
                 tracing::info!(%backend, endpoint, "endpoint restored");
             }
             Transition::KeptAsLast { reason, failure } => {
