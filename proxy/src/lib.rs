@@ -43,6 +43,8 @@ pub mod request;
 pub mod retry;
 pub mod scan;
 pub mod signal;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
 pub mod split;
 pub mod stream;
