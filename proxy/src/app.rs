@@ -85,7 +85,7 @@ pub fn run(options: Options) -> Result<(), String> {
     Ok(())
 }
 
-fn assemble(config: Config) -> Result<Proxy, String> {
+pub(crate) fn assemble(config: Config) -> Result<Proxy, String> {
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
     let registry = Arc::new(Registry::new(metrics.clone()));
     let dropped = Arc::clone(&metrics.process().access_log_dropped);

@@ -4,15 +4,13 @@
 //! line in the log and a metric. A verdict changes the weights in force, never the configuration: a reload that leaves
 //! route, split and guard as they are keeps what was decided, any change of them begins anew.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use outrigger_config::validated as config;
 use parking_lot::Mutex;
 
 use crate::{
+    clock,
     guard::{Guard, Measure, Report, Sample, Settings, Side, Steps, Verdict},
     outcome::Outcome,
     request::Request,
@@ -47,7 +45,7 @@ impl Canary {
             config::Action::Split(arms) => arms.iter().map(|arm| arm.weight).collect(),
             config::Action::Redirect(_) | config::Action::Respond(_) => Vec::new(),
         };
-        let watch = Watch { guard: Guard::new(settings(guard), Instant::now()), relieved: false };
+        let watch = Watch { guard: Guard::new(settings(guard), clock::now()), relieved: false };
         Canary {
             route: route.name.clone(),
             settings: guard.clone(),
@@ -76,7 +74,7 @@ impl Canary {
 
     /// What the guard knows.
     pub fn report(&self) -> Report {
-        self.watch.lock().guard.report(Instant::now())
+        self.watch.lock().guard.report(clock::now())
     }
 
     /// Counts a request that has ended, if it went to one of the two arms and says something about it.
@@ -98,7 +96,7 @@ impl Canary {
         if watch.relieved {
             return;
         }
-        if let Some(verdict) = watch.guard.observe(side, &sample, Instant::now()) {
+        if let Some(verdict) = watch.guard.observe(side, &sample, clock::now()) {
             self.act(&verdict, split);
         }
     }
@@ -155,7 +153,7 @@ impl Canary {
 /// How long the first byte took, or was waited for in vain. An error that was said at once is no fast answer.
 fn waited(request: &Request, outcome: Outcome) -> Option<Duration> {
     match outcome {
-        Outcome::FirstByteTimeout => Some(request.start.elapsed()),
+        Outcome::FirstByteTimeout => Some(clock::since(request.start)),
         Outcome::Ok | Outcome::ClientError => request.progress.first_byte_after(request.start),
         _ => None,
     }

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use http::Method;
 use pingora_core::{apps::ServerApp, protocols::Stream, server::ShutdownWatch};
 
 use crate::{
+    chance, clock,
     deadline::Watchdog,
     gateway::{self, Cut},
     outcome::Outcome,
@@ -94,7 +95,7 @@ async fn rest(
     watchdog: &mut Watchdog,
     mut closing: Option<&mut Closing>,
 ) -> bool {
-    let until = Instant::now() + proxy.snapshot.load().config.limits.idle_timeout;
+    let until = clock::now() + proxy.snapshot.load().config.limits.idle_timeout;
     poll_fn(|cx| {
         if let Poll::Ready(readable) = conn.poll_readable(cx) {
             return Poll::Ready(readable);
@@ -108,7 +109,7 @@ async fn rest(
 
 /// Whether the connection begins with the preface of HTTP/2, of which a first byte is here.
 async fn speaks_h2(proxy: &Proxy, conn: &mut ServerConn, watchdog: &mut Watchdog) -> bool {
-    let until = Instant::now() + proxy.snapshot.load().config.limits.header_timeout;
+    let until = clock::now() + proxy.snapshot.load().config.limits.header_timeout;
     poll_fn(|cx| {
         loop {
             let input = conn.conn().input();
@@ -134,7 +135,7 @@ async fn one_request(
     cut: &mut Cut,
 ) -> bool {
     let snapshot = proxy.snapshot.load_full();
-    let until = Instant::now() + snapshot.config.limits.header_timeout;
+    let until = clock::now() + snapshot.config.limits.header_timeout;
     let head = poll_fn(|cx| match conn.poll_head(cx) {
         Poll::Ready(head) => Poll::Ready(Some(head)),
         Poll::Pending => watchdog.poll_until(until, cx).map(|()| None),
@@ -147,10 +148,12 @@ async fn one_request(
         },
         None => (unreadable_head(), Some(late_head(snapshot.config.limits.header_timeout))),
     };
-    let request = Request::new(snapshot, Arc::clone(peer), head, &mut gateway::rng());
+    let mut request = Request::new(snapshot, Arc::clone(peer), head, &mut chance::rng());
     let mut client = Downstream::H1(conn);
     match refused {
-        None => gateway::serve(proxy, request, &mut client, watchdog, cut).await,
+        None => {
+            gateway::serve(proxy, &mut request, &mut client, watchdog, cut).await;
+        }
         Some(failure) => {
             client.close_after_response();
             gateway::refuse(proxy, request, &mut client, watchdog, failure).await;

@@ -28,6 +28,7 @@ use crate::{
         Cost, Facts, Peers, Standing,
         reported::{Report, Source},
     },
+    clock,
     deadline::Patience,
     outlier::{Failure, Transition},
     signal::agent::{Admin, Operating, Word},
@@ -75,7 +76,7 @@ pub struct Endpoint {
 impl Endpoint {
     fn new(backend: &str, address: SocketAddr, peers: &Arc<Peers>, metrics: &Metrics) -> Self {
         let name = address.to_string();
-        let now = Instant::now();
+        let now = clock::now();
         Endpoint {
             backend: backend.into(),
             address,
@@ -121,7 +122,7 @@ impl Endpoint {
 
     /// Its passive health, from now on under these settings.
     pub(crate) fn passive(&self, settings: &Ejection) -> Arc<Passive> {
-        let passive = self.passive.get_or_init(|| Arc::new(Passive::new(settings, Instant::now())));
+        let passive = self.passive.get_or_init(|| Arc::new(Passive::new(settings, clock::now())));
         passive.configure(settings);
         Arc::clone(passive)
     }
@@ -154,27 +155,27 @@ impl Endpoint {
         if !checked {
             self.chill();
         }
-        self.change(|| self.readiness.set_checked(checked, Instant::now()));
+        self.change(|| self.readiness.set_checked(checked, clock::now()));
     }
 
     /// It has joined, or joined again: whatever is to be done before it serves is to be done, and without that it serves at
     /// once (`unchecked`), slowly at first.
     pub(crate) fn begin_anew(&self, unchecked: bool) {
         self.chill();
-        self.change(|| self.readiness.set_checked(unchecked, Instant::now()));
-        self.readiness.begin(Instant::now());
+        self.change(|| self.readiness.set_checked(unchecked, clock::now()));
+        self.readiness.begin(clock::now());
     }
 
     /// The warm-up of this number has run to its end; whether that is enough.
     pub(crate) fn warmed_up(&self, chill: u64) -> bool {
-        self.change(|| self.readiness.warmed_up(chill, Instant::now()))
+        self.change(|| self.readiness.warmed_up(chill, clock::now()))
     }
 
     /// Whether its backend has a warm-up for it.
     pub(crate) fn set_warms_up(&self, warms_up: bool) {
         self.warms_up.store(warms_up, Relaxed);
         if !warms_up {
-            self.change(|| self.readiness.set_warm(Instant::now()));
+            self.change(|| self.readiness.set_warm(clock::now()));
         }
     }
 
@@ -189,7 +190,7 @@ impl Endpoint {
 
     fn want_warm_up(&self) {
         if self.warms_up.load(Relaxed) {
-            self.change(|| self.readiness.chill(Instant::now()));
+            self.change(|| self.readiness.chill(clock::now()));
         }
     }
 
@@ -224,7 +225,7 @@ impl Endpoint {
         let before = self.agent_max.swap(most, Relaxed);
         let works = matches!(word.operating, None | Some(Operating::Up));
         let takes = matches!(word.admin, None | Some(Admin::Ready));
-        self.change(|| self.readiness.set_willing(works && takes, Instant::now()));
+        self.change(|| self.readiness.set_willing(works && takes, clock::now()));
         // 0 is no bound of its own.
         if before != 0 && (most == 0 || most > before) {
             self.has_room();
@@ -242,7 +243,7 @@ impl Endpoint {
 
     /// It said this of its load, when we had `own` requests in flight there.
     pub(crate) fn learn(&self, report: &Report, source: Source, own: u32) {
-        self.facts.reported().update(report, source, own, Instant::now());
+        self.facts.reported().update(report, source, own, clock::now());
         let values = [report.waiting, report.running, report.kv_usage];
         for (level, value) in self.metrics.reported.iter().zip(values) {
             if let Some(value) = value {
@@ -259,7 +260,7 @@ impl Endpoint {
             Transition::Ejected { until, reason, failure } => {
                 self.metrics.ejection(reason);
                 self.metrics.ejected.set(1);
-                let span = until.saturating_duration_since(Instant::now());
+                let span = until.saturating_duration_since(clock::now());
                 let reason = failure.map_or(reason.as_str(), Failure::as_str);
                 tracing::warn!(%backend, endpoint, reason, ?span, "endpoint ejected");
                 // What is known of it stays: others still wait there, and a probe must not wait for longer than they.
@@ -267,7 +268,9 @@ impl Endpoint {
             }
             Transition::Restored => {
                 self.metrics.ejected.set(0);
-                self.readiness.begin(Instant::now());
+                self.readiness.begin(clock::now());
+                // It was out of service for them.
+                self.facts.pardon(clock::now());
                 tracing::info!(%backend, endpoint, "endpoint restored");
                 self.has_room();
             }

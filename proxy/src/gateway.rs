@@ -6,9 +6,8 @@ use std::{
     task::{Context, Poll},
 };
 
-use rand::{SeedableRng, rngs::SmallRng};
-
 use crate::{
+    chance,
     deadline::Watchdog,
     outcome::Outcome,
     phase::{
@@ -30,19 +29,19 @@ use crate::{
     wire::{Downstream, audience::Audience},
 };
 
-/// Serves one request to its end, whatever that is: exactly one outcome is counted and logged.
+/// Serves one request to its end, whatever that is: exactly one outcome is counted and logged, and given back.
 pub async fn serve(
     proxy: &Proxy,
-    mut request: Request,
+    request: &mut Request,
     client: &mut Downstream<'_>,
     watchdog: &mut Watchdog,
     cut: &mut Cut,
-) {
+) -> Outcome {
     let _in_flight = proxy.drain.enter();
     if proxy.drain.is_draining() {
         client.close_after_response();
     }
-    let ended = live_until_cut(&mut request, client, watchdog, cut).await;
+    let ended = live_until_cut(request, client, watchdog, cut).await;
     let outcome = ended.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
     request.admitted.leave(outcome, request.trail.status);
     let outcome = match ended {
@@ -51,7 +50,7 @@ pub async fn serve(
             if proxy.drain.is_draining() {
                 client.close_after_response();
             }
-            respond::failure(&mut request, client, watchdog, &failure).await;
+            respond::failure(request, client, watchdog, &failure).await;
             tracing::debug!(
                 id = request.id,
                 outcome = failure.outcome.as_str(),
@@ -60,7 +59,8 @@ pub async fn serve(
             failure.outcome
         }
     };
-    conclude(&mut request, outcome, &proxy.access_log);
+    conclude(request, outcome, &proxy.access_log);
+    outcome
 }
 
 /// The moment at which requests in flight are cut, watched by one future for a whole connection.
@@ -157,7 +157,7 @@ pub async fn call(
     backend: Arc<Backend>,
 ) -> Result<Outcome, Failure> {
     enter(request, client, watchdog, route, &backend).await?;
-    let mut rng = rng();
+    let mut rng = chance::rng();
     // Before the head is rewritten: keys are the client's.
     let ask = ask(request, client, watchdog, &backend).await?;
     forward::prepare(request, route, &mut rng);
@@ -175,9 +175,4 @@ pub async fn own(mut request: Request, audience: Box<dyn Audience>) -> Result<Ou
     let outcome = result.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
     follow_up(&mut request, outcome);
     result
-}
-
-/// A generator for one request: cheap to make, and good enough for ties, jitter and ids.
-pub fn rng() -> SmallRng {
-    SmallRng::from_rng(&mut rand::rng())
 }

@@ -6,18 +6,15 @@
 pub mod threshold;
 pub mod warm_up;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Method;
 use outrigger_config::validated::{Health, HealthCheck, Protocol};
 
 use crate::{
+    chance, clock,
     endpoint::Endpoint,
-    gateway,
     telemetry::metrics::Verdict,
     upstream::{connect, dial, fetch},
 };
@@ -31,10 +28,11 @@ pub async fn watch(endpoint: Arc<Endpoint>, health: Health, protocol: Protocol) 
         threshold.observe(true);
     }
     loop {
-        let start = Instant::now();
+        let start = clock::now();
         let verdict = check(&endpoint, &health, protocol).await;
         record(&endpoint, &mut threshold, verdict);
-        let pause = jittered(health.interval, &mut gateway::rng()).saturating_sub(start.elapsed());
+        let pause =
+            jittered(health.interval, &mut chance::rng()).saturating_sub(clock::since(start));
         tokio::time::sleep(pause).await;
     }
 }

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     balance::{Cost, Standing},
+    chance,
     deadline::{Answer, Basis, Forecast, Learner, Limit, Work},
     telemetry::metrics::{DeadlineBasis, DeadlineKind, DeadlineMetrics, ExploredResult},
     upstream::backend::Place,
@@ -34,7 +35,7 @@ pub struct Foresight {
 impl Learning {
     /// How long connecting may take, where that is learned.
     pub fn connect(&self) -> Option<Limit> {
-        let limit = self.learner.connect(&mut rand::rng())?;
+        let limit = self.learner.connect(&mut chance::rng())?;
         self.set(DeadlineKind::Connect, &limit);
         Some(limit)
     }
@@ -56,7 +57,7 @@ impl Learning {
         let endpoint = place.endpoint();
         let waiting = endpoint.facts.reported().waiting(now).map_or(0.0, |signal| signal.value);
         let work = work(place.standing(), waiting, answer);
-        let mut rng = rand::rng();
+        let mut rng = chance::rng();
         let first_byte = self.learner.forecast(&work, endpoint.patience.level(), &mut rng);
         let gap = self.learner.gap(endpoint.gap_patience.level(), &mut rng);
         if let Some(limit) = &first_byte.limit {

@@ -16,7 +16,9 @@ pub mod app;
 pub mod balance;
 pub mod batch;
 pub mod canary;
+pub mod chance;
 pub mod cli;
+pub mod clock;
 pub mod compress;
 pub mod connection;
 pub mod deadline;
@@ -41,6 +43,8 @@ pub mod request;
 pub mod retry;
 pub mod scan;
 pub mod signal;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
 pub mod split;
 pub mod stream;

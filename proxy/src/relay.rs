@@ -27,6 +27,7 @@ pub use upload::{Upload, UploadError};
 
 use crate::{
     balance::Cost,
+    clock,
     compress::{self, Broken, Encoder, Refused},
     deadline::Answer,
     deadline::{Expiry, Next, Watchdog},
@@ -150,7 +151,7 @@ struct State {
 impl State {
     fn new(hold_upload: bool) -> Self {
         State {
-            waiting_since: Instant::now(),
+            waiting_since: clock::now(),
             hold_upload,
             tunnel: false,
             uploaded: false,
@@ -212,7 +213,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
                 true => Answer::Streamed,
                 false => Answer::Whole { most: upload.most_tokens() },
             };
-            let foresight = learning.foresee(&self.place, answer, Instant::now());
+            let foresight = learning.foresee(&self.place, answer, clock::now());
             let allowed = &self.request.allowed;
             if let Some(limit) = foresight.first_byte() {
                 self.bounds.first_byte = allowed.first_byte(Some(limit));
@@ -365,7 +366,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
     }
 
     fn note_data(&mut self, data: &Bytes) {
-        let now = Instant::now();
+        let now = clock::now();
         if let Some(recording) = &mut self.request.recording {
             recording.data(data, now);
         }
@@ -443,7 +444,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
             recording.end();
         }
         if self.state.tunnel {
-            self.state.client_moved = Some(Instant::now());
+            self.state.client_moved = Some(clock::now());
         }
     }
 
@@ -451,7 +452,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
         if std::mem::take(&mut self.state.client_behind)
             && let Some(turn) = &mut self.turn
         {
-            turn.resume(Instant::now());
+            turn.resume(clock::now());
         }
     }
 
@@ -459,7 +460,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
     fn note_client_behind(&mut self, before: usize) {
         if !self.state.client_behind || self.client.queued() < before {
             self.state.client_behind = true;
-            self.state.client_moved = Some(Instant::now());
+            self.state.client_moved = Some(clock::now());
             if let Some(turn) = &mut self.turn {
                 turn.hold();
             }
@@ -491,7 +492,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
         let before = self.request.upload.received();
         let sent = self.request.upload.poll_send(self.client, &mut self.upstream, cx);
         if self.request.upload.received() != before {
-            let now = Instant::now();
+            let now = clock::now();
             (self.state.client_moved, self.state.waiting_since) = (Some(now), now);
         }
         if let Poll::Ready(result) = sent {
@@ -509,7 +510,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
         if !self.state.tunnel && self.turn.is_none() {
             let tokens = Cost::tokens_of(self.request.upload.received());
             let streams = self.request.upload.asks_for_stream();
-            self.turn = self.place.begin_turn(tokens, streams, Instant::now());
+            self.turn = self.place.begin_turn(tokens, streams, clock::now());
         }
     }
 
@@ -531,7 +532,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
             match ready!(self.watchdog.poll_expired(next, cx)) {
                 // When it was us who paused, bytes of other answers wait to be read: they have their turn first.
                 Expiry::Stalled if self.state.doubt_until.is_none() => {
-                    self.state.doubt_until = Some(Instant::now() + STALL_DOUBT);
+                    self.state.doubt_until = Some(clock::now() + STALL_DOUBT);
                 }
                 expiry => return Poll::Ready(Err(Fault::Expired(expiry))),
             }
@@ -588,7 +589,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
     /// this one was expected to take.
     pub fn learn(&mut self, fault: Option<&Fault>) -> bool {
         let Some(foresight) = &self.foresight else { return false };
-        let (place, now) = (&self.place, Instant::now());
+        let (place, now) = (&self.place, clock::now());
         let cut_short = matches!(
             fault,
             Some(Fault::ClientGone | Fault::Expired(Expiry::FirstByte | Expiry::Total))

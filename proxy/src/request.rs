@@ -12,6 +12,7 @@ use rand::{Rng, RngExt};
 use crate::{
     admission::Admitted,
     answers::Recording,
+    clock,
     endpoint::Endpoint,
     learning::Learning,
     outcome::Outcome,
@@ -195,7 +196,7 @@ impl Request {
             asked: None,
             recording: None,
             id,
-            start: Instant::now(),
+            start: clock::now(),
             trail: Trail::default(),
         }
     }
@@ -208,7 +209,7 @@ impl Request {
         head.fields.remove("expect");
         // What one client has time for bounds nobody else.
         BudgetField::ALL.iter().for_each(|field| head.fields.remove(field.name()));
-        let start = Instant::now();
+        let start = clock::now();
         let own = |route: &Arc<Route>| self.allowed.of_our_own(route, start);
         let body = self.upload.whole();
         if !matches!(head.body, BodyLength::Empty) {

@@ -4,7 +4,7 @@
 //! rules under it. What must outlive a reload is handed over from the snapshot before: backends and splits whose
 //! settings did not change, retry budgets, and (in the [`Registry`]) every endpoint's state.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use outrigger_config::{
@@ -16,6 +16,7 @@ use crate::{
     admission::{gate::Gate, rules::Rule},
     answers::Store,
     canary::{self, Canary},
+    clock,
     deadline::{self, Knowledge, Learner},
     endpoint::Registry,
     learning::Learning,
@@ -200,7 +201,7 @@ impl Snapshot {
 
     /// Endpoints that no backend of `new` has any more leave.
     pub fn dismiss_endpoints_not_in(&self, new: &Snapshot, registry: &Registry) {
-        let now = Instant::now();
+        let now = clock::now();
         for backend in &self.backends {
             let successor = new.backends.iter().find(|b| b.name == backend.name);
             for member in &backend.members().list {
@@ -577,7 +578,7 @@ fn budget_of(route: &config::Route) -> Option<config::RetryBudget> {
 
 fn new_budget(route: &config::Route) -> Budget {
     let (percent, min) = budget_of(route).map_or((0, 0), |b| (b.percent, b.min_per_second));
-    Budget::new(percent, min, Instant::now())
+    Budget::new(percent, min, clock::now())
 }
 
 fn retry_policy(retry: &config::Retry) -> retry::Policy {

@@ -36,6 +36,7 @@ use super::{
     queue::{Asked, Look, Queue, Ticket, Why},
 };
 use crate::{
+    clock,
     deadline::Watchdog,
     telemetry::metrics::{GateMetrics, Rejection},
 };
@@ -378,7 +379,7 @@ impl Gate {
         let mut now = None;
         while !queue.is_empty() && (!inner.crowded || inner.places > 0) {
             let Some(in_flight) = self.take(None) else { break };
-            let now = *now.get_or_insert_with(Instant::now);
+            let now = *now.get_or_insert_with(clock::now);
             let Some((seat, _)) = queue.next(now, &mut out.gone) else {
                 self.state.fetch_sub(1, SeqCst);
                 break;
@@ -431,7 +432,7 @@ impl Gate {
         let before = self.state.fetch_sub(1, SeqCst);
         if waiting(before) > 0 || in_flight(before) >= self.limit.load(SeqCst) {
             self.locked(|gate, inner, out| {
-                inner.note_back(Instant::now());
+                inner.note_back(clock::now());
                 gate.give_turns(inner, out);
             });
         }
@@ -512,7 +513,7 @@ impl Waiting {
             }
             let Some(at) = self.look_at else { return Poll::Pending };
             ready!(watchdog.poll_until(at, cx));
-            let now = Instant::now();
+            let now = clock::now();
             let look = self.gate.locked(|gate, inner, _| {
                 let queue = inner.queue.as_mut()?;
                 let look = queue.look(&self.ticket, now);
@@ -529,7 +530,7 @@ impl Waiting {
     }
 
     fn ended(&self, turn: Result<Permit, Why>) -> Result<Permit, Rejection> {
-        self.gate.metrics.wait.observe(self.since.elapsed());
+        self.gate.metrics.wait.observe(clock::since(self.since));
         turn.map_err(|why| {
             let rejection = Rejection::from(why);
             self.gate.metrics.rejected(rejection);
@@ -549,7 +550,7 @@ impl Drop for Waiting {
         self.turn.close();
         self.gate.locked(|gate, inner, out| {
             let Some(queue) = &mut inner.queue else { return };
-            if queue.leave(&self.ticket, Instant::now()) {
+            if queue.leave(&self.ticket, clock::now()) {
                 gate.give_turns(inner, out);
             }
         });

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::rate::{Charged, Excess, Ledger, Refused, Standing, Standings};
 use crate::{
+    clock,
     telemetry::metrics::{RateDecision, RateMetrics},
     tenant::Tenant,
 };
@@ -69,7 +70,7 @@ struct Item {
 impl Rule {
     /// Nobody owes anything.
     pub fn new(settings: RateLimit, metrics: Arc<RateMetrics>) -> Self {
-        let ledger = Ledger::new(settings.requests, settings.tokens, Instant::now());
+        let ledger = Ledger::new(settings.requests, settings.tokens, clock::now());
         let answer = AtomicU64::new(0_f64.to_bits());
         Rule { settings, ledger: Mutex::new(ledger), answer, metrics }
     }

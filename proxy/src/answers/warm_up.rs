@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    gateway,
+    chance, gateway,
     outcome::Outcome,
     phase::answer::Nobody,
     proxy::Proxy,
@@ -195,7 +195,7 @@ impl Line {
         }
         let peer = Arc::new(Peer { client_ip: "127.0.0.1".to_owned() });
         let snapshot = proxy.snapshot.load_full();
-        let mut request = Request::new(snapshot, peer, head, &mut gateway::rng());
+        let mut request = Request::new(snapshot, peer, head, &mut chance::rng());
         request.upload = Upload::given(body);
         request
     }

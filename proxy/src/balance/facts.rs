@@ -168,6 +168,13 @@ impl Facts {
         self.penalty.put(penalty.min(Self::MAX_PENALTY), self.stamp(now));
     }
 
+    /// The endpoint is back in service: its failures are forgiven.
+    pub fn pardon(&self, now: Instant) {
+        if self.penalty.get().is_some() {
+            self.penalty.put(0.0, self.stamp(now));
+        }
+    }
+
     /// What failures cost still, in thousandths of a running request.
     pub fn penalty(&self, now: Instant) -> f64 {
         match self.penalty.get() {
@@ -322,6 +329,19 @@ mod tests {
 
     fn standing(work: u64, in_flight: u32) -> Standing {
         Standing { work, in_flight, prompt: 0 }
+    }
+
+    #[test]
+    fn a_pardon_is_for_the_past_only() {
+        let start = Instant::now();
+        let facts = Facts::new(1, start);
+        facts.pardon(start);
+        assert_eq!(facts.penalty(start), 0.0);
+        (0..5).for_each(|_| facts.failed(start));
+        facts.pardon(start);
+        assert_eq!(facts.penalty(start), 0.0);
+        facts.failed(start);
+        assert_eq!(facts.penalty(start), Facts::FAILURE);
     }
 
     /// Requests come, work off parts of their cost, and go, in any order.

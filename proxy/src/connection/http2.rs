@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Closing, refusal, unreadable_head};
 use crate::{
+    chance,
     deadline::Watchdog,
     gateway::{self, Cut},
     proxy::Proxy,
@@ -91,11 +92,12 @@ fn spawn(
         let mut client = Downstream::H2(stream);
         let mut watchdog = Watchdog::new();
         let snapshot = proxy.snapshot.load_full();
-        let new = |head| Request::new(snapshot, peer, head, &mut gateway::rng());
+        let new = |head| Request::new(snapshot, peer, head, &mut chance::rng());
         match head {
             Ok(head) => {
                 let mut cut = Cut::watch(&proxy);
-                gateway::serve(&proxy, new(head), &mut client, &mut watchdog, &mut cut).await;
+                let mut request = new(head);
+                gateway::serve(&proxy, &mut request, &mut client, &mut watchdog, &mut cut).await;
             }
             Err(error) => {
                 if let Some(failure) = refusal(&error) {

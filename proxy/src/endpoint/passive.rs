@@ -9,7 +9,9 @@ use std::{
 };
 
 use outrigger_config::validated as config;
+use rand::RngExt;
 
+use crate::chance;
 use crate::outlier::{
     self, Outlier,
     peers::{self, Window},
@@ -30,7 +32,7 @@ impl Passive {
     /// Nothing seen yet.
     pub fn new(settings: &config::Ejection, now: Instant) -> Self {
         Passive {
-            outlier: Outlier::new(outlier_settings(settings), rand::random(), now),
+            outlier: Outlier::new(outlier_settings(settings), chance::rng().random(), now),
             window: Window::new(&peer_settings(settings), now),
             progress: Progress::new(stall_settings(settings), now),
         }

@@ -6,16 +6,13 @@
 //!
 //! Left out: when an endpoint is cold; that is said by whoever finds it new, unready or ejected.
 
-use std::{
-    fmt::Display,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outrigger_config::validated::{Protocol, WarmUp, WarmUpRequest};
 
 use crate::{
+    clock,
     endpoint::Endpoint,
     telemetry::metrics::Verdict,
     upstream::{
@@ -32,13 +29,13 @@ pub async fn watch(endpoint: Arc<Endpoint>, settings: WarmUp, protocol: Protocol
     loop {
         let chill = endpoint.readiness.wants_warm_up().await;
         let (backend, name) = (&endpoint.backend, &endpoint.name);
-        let start = Instant::now();
+        let start = clock::now();
         tracing::info!(%backend, endpoint = name, requests = settings.requests.len(), "warming up");
         match run(&endpoint, &settings, protocol).await {
             Ok(()) => {
                 endpoint.metrics.warmed_up(Verdict::Success);
                 let warm = endpoint.warmed_up(chill);
-                tracing::info!(%backend, endpoint = name, took = ?start.elapsed(), warm, "warmed up");
+                tracing::info!(%backend, endpoint = name, took = ?clock::since(start), warm, "warmed up");
             }
             Err(reason) => {
                 endpoint.metrics.warmed_up(Verdict::Failure);

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     balance::Ask,
+    clock,
     deadline::{Expiry, Limit, Next, Watchdog},
     outcome::Outcome,
     outlier,
@@ -225,7 +226,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             destinations: &self.destinations,
             hopped: self.hopped,
         };
-        match self.backend.choose(wanted, Instant::now(), &mut self.rng) {
+        match self.backend.choose(wanted, clock::now(), &mut self.rng) {
             Choice::Taken(place) => Ok(place),
             Choice::Open(wait) => {
                 let detail = format!("backend {name} fails as a whole and is left alone");
@@ -246,7 +247,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     /// A connection to the chosen endpoint: one that rests, or a new one. The client may go away meanwhile.
     async fn connect(&mut self, mut place: Place, reuse: Reuse) -> Result<(Upstream, Place), Miss> {
         let learned = self.request.learning.as_ref().and_then(|learning| learning.connect());
-        let start = Instant::now();
+        let start = clock::now();
         let limit = self.connect_limit(learned.as_ref(), start).map_err(Miss::Final)?;
         let endpoint = Arc::clone(place.endpoint());
         let dialled = connect(&endpoint, self.backend.settings.protocol, reuse, limit);
@@ -261,7 +262,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             Err(fault) => Err(Miss::Final(client_fault(self.request, fault))),
             Ok(Ok((upstream, how))) => {
                 let opened = how == UpstreamConnection::Opened;
-                self.request.trail.connect = opened.then(|| start.elapsed());
+                self.request.trail.connect = opened.then(|| clock::since(start));
                 if let (Some(learning), Some(took)) =
                     (&self.request.learning, self.request.trail.connect)
                 {
@@ -273,7 +274,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             }
             Ok(Err(error)) => {
                 if let (Some(learning), DialError::TimedOut(_)) = (&self.request.learning, &error) {
-                    let now = Instant::now();
+                    let now = clock::now();
                     learning.not_connected(learned.as_ref(), now - start, now);
                 }
                 Err(self.dial_failed(&mut place, &error))
@@ -297,7 +298,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     }
 
     fn dial_failed(&self, place: &mut Place, error: &DialError) -> Miss {
-        if self.request.allowed.left(Instant::now()).is_some_and(|left| left.is_zero()) {
+        if self.request.allowed.left(clock::now()).is_some_and(|left| left.is_zero()) {
             // It may have been about to answer.
             place.endpoint().metrics.ended(Outcome::TotalTimeout);
             return Miss::Final(expired(self.request, Expiry::Total));
@@ -372,7 +373,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
 
     /// A pause before the next attempt, in which the client may go away and the total may pass.
     async fn wait(&mut self, pause: Duration) -> Result<(), Failure> {
-        let until = Instant::now() + pause;
+        let until = clock::now() + pause;
         let total = self.request.allowed.until;
         let next = Next::never().or(Some(until), Expiry::Gap).or(total, Expiry::Total);
         let (client, watchdog) = (&mut *self.client, &mut *self.watchdog);
@@ -418,7 +419,7 @@ fn decide(
     rng: &mut impl Rng,
 ) -> Option<Duration> {
     let policy = route.retry.as_ref()?;
-    let now = Instant::now();
+    let now = clock::now();
     let failed = Failed {
         reason,
         attempts: request.trail.attempts,
@@ -639,7 +640,7 @@ async fn relay(
                 request.admitted.whole_answer(first_byte, request.upload.received(), &summary);
             }
             endpoint.metrics.ended(outcome);
-            let transition = exchange.place.succeeded(Instant::now());
+            let transition = exchange.place.succeeded(clock::now());
             endpoint.announce(transition);
             exchange.finish(backend);
             Ok(outcome)
@@ -672,7 +673,7 @@ fn broken_off(mut exchange: Exchange<'_, '_>, backend: &Backend, fault: Fault) -
         _ => None,
     };
     if let Some(blamed) = blamed {
-        let transition = exchange.place.failed(blamed, backend, Instant::now());
+        let transition = exchange.place.failed(blamed, backend, clock::now());
         exchange.place.endpoint().announce(transition);
     }
     exchange.give_up();
@@ -686,7 +687,7 @@ fn stalled(endpoint: &str) -> String {
 /// A status by which the endpoint says that it failed. (429 and 503 say that it is busy, which is no failure.)
 pub(super) fn judge_status(place: &mut Place, backend: &Backend, status: u16) {
     if matches!(status, 500 | 502 | 504) {
-        let transition = place.failed(outlier::Failure::ServerError, backend, Instant::now());
+        let transition = place.failed(outlier::Failure::ServerError, backend, clock::now());
         place.endpoint().announce(transition);
     }
 }
@@ -698,7 +699,7 @@ pub(super) fn blame(
     failure: outlier::Failure,
 ) {
     place.endpoint().metrics.ended(outcome);
-    let transition = place.failed(failure, backend, Instant::now());
+    let transition = place.failed(failure, backend, clock::now());
     place.endpoint().announce(transition);
 }
 
@@ -718,7 +719,7 @@ pub fn expired(request: &Request, expiry: Expiry) -> Failure {
         }
     };
     let limit = limit.unwrap_or_default();
-    let after = request.start.elapsed();
+    let after = clock::since(request.start);
     let detail = format!("the {name} deadline of {limit:?} passed, {after:.1?} after the request");
     Failure::new(outcome, detail)
 }

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     batch::{Api, Ask, Batch, Call, Closing, Ended, Key, Lobby, Ticket, Turn, Window},
+    clock,
     deadline::{Expiry, Watchdog},
     endpoint::Endpoint,
     outcome::Outcome,
@@ -82,7 +83,7 @@ pub struct Solo {
 impl Solo {
     fn new(batcher: &Arc<Batcher>, batch: Batch<Seat>) -> Self {
         batcher.metrics.counted(Batched::Alone, 1);
-        let (call, start) = (Some(batch.call), Instant::now());
+        let (call, start) = (Some(batch.call), clock::now());
         Solo { batcher: Arc::clone(batcher), call, start, answered: false }
     }
 
@@ -95,7 +96,7 @@ impl Solo {
 impl Drop for Solo {
     fn drop(&mut self) {
         let Some(call) = self.call.take() else { return };
-        let now = Instant::now();
+        let now = clock::now();
         let ended = match self.answered {
             true => Ended::Answered(now - self.start),
             false => Ended::Failed,
@@ -227,7 +228,7 @@ impl<'a> Waiting<'a> {
         let (answer, part) = oneshot::channel();
         let (size, total) = (ask.size(), request.allowed.until);
         let seat = Seat { ask, answer };
-        let turn = batcher.lobby.lock().join(Instant::now(), key, size, total, seat);
+        let turn = batcher.lobby.lock().join(clock::now(), key, size, total, seat);
         match turn {
             Turn::Send(batch) => Waiting { batcher, total, place: None, due: Some(batch), part },
             Turn::Wait { ticket, closes, pushed_out } => {
@@ -277,7 +278,7 @@ impl<'a> Waiting<'a> {
     fn poll_close(&mut self, watchdog: &mut Watchdog, cx: &mut Context<'_>) -> Poll<Batch<Seat>> {
         while let Some((ticket, closes)) = &mut self.place {
             ready!(watchdog.poll_until(*closes, cx));
-            match self.batcher.lobby.lock().close(ticket, Instant::now()) {
+            match self.batcher.lobby.lock().close(ticket, clock::now()) {
                 Closing::NotYet(later) => *closes = later,
                 Closing::Due(batch) => {
                     self.place = None;

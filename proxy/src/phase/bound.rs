@@ -15,6 +15,7 @@ use outrigger_config::validated::{self as config, Level, LevelAction, LoadMeasur
 use parking_lot::Mutex;
 
 use crate::{
+    clock,
     deadline::Budget,
     level::{Arrivals, Ladder},
     outcome::Outcome,
@@ -96,7 +97,7 @@ impl Allowed {
         if self.until.is_none() || !(self.budget.time.is_some() || also.is_some()) {
             return;
         }
-        if let Some(left) = self.left(Instant::now()) {
+        if let Some(left) = self.left(clock::now()) {
             self.budget.tell(fields, left, also);
         }
     }
@@ -122,7 +123,7 @@ impl LoadLevels {
         metrics.level.set(0);
         let state = State {
             ladder: Ladder::new(settings.clone()),
-            arrivals: Arrivals::new(Instant::now()),
+            arrivals: Arrivals::new(clock::now()),
             queue: (0.0, None),
         };
         LoadLevels { by: settings.by, state: Mutex::new(state), metrics }
@@ -184,7 +185,7 @@ pub fn bound(request: &mut Request, route: &Route) -> Result<(), Failure> {
     let mut allowed = Allowed::default();
     let mut total = deadline.total;
     if let Some(levels) = &route.levels {
-        (allowed.level, allowed.lasts) = levels.arrive(route, Instant::now());
+        (allowed.level, allowed.lasts) = levels.arrive(route, clock::now());
         allowed.action = allowed.level.map_or(LevelAction::Normal, |level| level.action);
         total = allowed.level.and_then(|level| level.total).or(total);
     }
@@ -202,7 +203,7 @@ pub fn bound(request: &mut Request, route: &Route) -> Result<(), Failure> {
     allowed.until = total.and_then(|total| request.start.checked_add(total));
     request.allowed = allowed;
     if allowed.budget.time.is_some() {
-        let over = allowed.left(Instant::now()).is_some_and(|left| left.is_zero());
+        let over = allowed.left(clock::now()).is_some_and(|left| left.is_zero());
         let result = if over { ClientBudget::Exhausted } else { ClientBudget::Obeyed };
         route.metrics.budget(result);
         if over {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::{
+    clock,
     outcome::Outcome,
     request::Request,
     snapshot::Action,
@@ -19,7 +20,7 @@ const CLIENT_GONE: u16 = 499;
 
 /// Counts and logs a request that has ended.
 pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
-    let end = Instant::now();
+    let end = clock::now();
     let duration = end.saturating_duration_since(request.start);
     let first_byte = request.progress.first_byte_after(request.start);
     let status = request.trail.status.or(outcome.status()).unwrap_or(CLIENT_GONE);

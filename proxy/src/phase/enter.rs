@@ -6,11 +6,7 @@
 //!
 //! Where neither route nor backend limits anything this looks at two pointers.
 
-use std::{
-    future::poll_fn,
-    task::Poll,
-    time::{Duration, Instant},
-};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use rand::RngExt;
 
@@ -24,6 +20,7 @@ use crate::{
         rules::{self, Exceeded, Whose},
     },
     balance::Cost,
+    chance, clock,
     deadline::{Expiry, Watchdog},
     outcome::Outcome,
     relay::Fault,
@@ -58,12 +55,12 @@ pub async fn enter(
     }
     let hall = Hall { name: &route.settings.name, scope: Scope::Route };
     if let Some(gate) = &route.gate {
-        let entry = gate.enter_or_wait(asked(request, false), Instant::now());
+        let entry = gate.enter_or_wait(asked(request, false), clock::now());
         let permit = hall.pass(gate, entry, request, client, watchdog).await?;
         request.admitted.route = Some(permit);
     }
     if let Some(gate) = &backend.gate {
-        let entry = gate.enter_or_wait(asked(request, false), Instant::now());
+        let entry = gate.enter_or_wait(asked(request, false), clock::now());
         let hall = Hall { name: &backend.name, scope: Scope::Backend };
         let permit = hall.pass(gate, entry, request, client, watchdog).await?;
         request.admitted.backend = Some(permit);
@@ -86,7 +83,7 @@ pub async fn wait_for_place(
     if let Some(mut permit) = request.admitted.backend.take() {
         permit.looked();
     }
-    let entry = gate.wait_for_place(asked(request, true), freed, Instant::now());
+    let entry = gate.wait_for_place(asked(request, true), freed, clock::now());
     let hall = Hall { name: &backend.name, scope: Scope::Backend };
     let permit = hall.pass(gate, entry, request, client, watchdog).await?;
     request.admitted.backend = Some(permit);
@@ -135,7 +132,7 @@ impl Hall<'_> {
         client: &mut Downstream<'_>,
         watchdog: &mut Watchdog,
     ) -> Result<Permit, Failure> {
-        let start = Instant::now();
+        let start = clock::now();
         if self.scope == Scope::Backend {
             request.admitted.seat = Some(waiting.ticket());
         }
@@ -145,13 +142,11 @@ impl Hall<'_> {
             Poll::Pending => upload.poll_watch(client, cx).map(Fault::from).map(Err),
         })
         .await;
-        let waited = start.elapsed();
+        let waited = clock::since(start);
         *request.trail.queued.get_or_insert(Duration::ZERO) += waited;
         match turn {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_))
-                if request.allowed.left(Instant::now()).is_some_and(|left| left.is_zero()) =>
-            {
+            Ok(Err(_)) if request.allowed.left(clock::now()).is_some_and(|left| left.is_zero()) => {
                 Err(expired(request, Expiry::Total))
             }
             Ok(Err(rejection)) => Err(self.rejected(gate, rejection)),
@@ -167,7 +162,7 @@ impl Hall<'_> {
             Rejection::QueueTimeout => (Outcome::QueueTimeout, "had no place in time"),
             Rejection::Shed => (Outcome::Shed, "has more requests than it can serve in time"),
         };
-        let after = gate.retry_after(rand::rng().random(), Instant::now());
+        let after = gate.retry_after(chance::rng().random(), clock::now());
         Failure::new(outcome, format!("{what} {name} {why}")).retry(Retry::After(after))
     }
 }
@@ -180,7 +175,7 @@ fn charge(request: &mut Request, route: &Route) -> Result<(), Failure> {
     });
     let tenant = Tenant::of(&request.head.fields, &request.snapshot.config.tenant.header);
     let whose = Whose { tenant: &tenant, model: request.model.as_deref().unwrap_or("") };
-    match rules::charge(&route.rules, whose, prompt, Instant::now()) {
+    match rules::charge(&route.rules, whose, prompt, clock::now()) {
         Ok(bill) => {
             request.admitted.bill = Some(Box::new(bill));
             Ok(())

@@ -33,6 +33,7 @@ use super::{
     forward,
 };
 use crate::{
+    clock,
     deadline::{Expiry, Watchdog},
     hedge::{self, Allowance, Denied, Policy, Waiting},
     outcome::Outcome,
@@ -247,7 +248,7 @@ impl<'a, R: Rng> Race<'a, R> {
 
     /// Sends a rival, unless something speaks against it; then none will be sent later either.
     fn hedge(&mut self, request: &mut Request) {
-        let now = Instant::now();
+        let now = clock::now();
         let wanted = Wanted { tried: &request.trail.tried, ..self.wanted };
         let place = self.backend.choose_rival(wanted, now, self.rng);
         let body = request.upload.second_copy();
@@ -391,7 +392,7 @@ impl<'a, R: Rng> Race<'a, R> {
             self.lose(0, asker.request);
         }
         if ticket.result == HedgeResult::Won {
-            self.backend.hedge_won(&answered.place, self.wanted.ask, Instant::now());
+            self.backend.hedge_won(&answered.place, self.wanted.ask, clock::now());
         }
         let trail = &mut asker.request.trail;
         trail.hedge = Some(ticket.result);

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -18,6 +18,7 @@ use rand::{Rng, RngExt};
 
 use crate::{
     balance::Ask,
+    chance, clock,
     outcome::Outcome,
     request::Request,
     telemetry::metrics::{MirrorMetrics, MirrorResult},
@@ -111,27 +112,27 @@ impl Mirror {
     }
 
     async fn send(&self, copied: Copied) -> MirrorResult {
-        let start = Instant::now();
+        let start = clock::now();
         let ask = Ask {
             cost: crate::balance::Cost::of_prompt(copied.body.len() as u64),
             ..Ask::default()
         };
         let wanted = Wanted { ask: &ask, tried: &[], destinations: &[], hopped: false };
-        let chosen = self.backend.choose(wanted, start, &mut crate::gateway::rng());
+        let chosen = self.backend.choose(wanted, start, &mut chance::rng());
         let Choice::Taken(mut place) = chosen else { return MirrorResult::Failed };
         let endpoint = Arc::clone(place.endpoint());
         let protocol = self.backend.settings.protocol;
         let connected = connect(&endpoint, protocol, Reuse::Forbidden, Some(self.settings.timeout));
         let Ok((mut upstream, _)) = connected.await else {
             let failure = crate::outlier::Failure::ConnectRefused;
-            endpoint.announce(place.failed(failure, &self.backend, Instant::now()));
+            endpoint.announce(place.failed(failure, &self.backend, clock::now()));
             return MirrorResult::Failed;
         };
         match fetch(&mut upstream, &copied.head, copied.body, MAX_ANSWER).await {
             Ok(answer) => {
                 let first_byte = answer.first_byte.saturating_duration_since(start);
                 endpoint.announce(place.first_byte(Some(first_byte), answer.first_byte));
-                endpoint.announce(place.succeeded(Instant::now()));
+                endpoint.announce(place.succeeded(clock::now()));
                 self.metrics.compare(copied.first_byte, first_byte);
                 if answer.status == copied.status {
                     MirrorResult::Same

@@ -11,6 +11,7 @@ use outrigger_config::{units::format_duration, validated as config};
 
 use super::forward::{append_via, edit};
 use crate::{
+    clock,
     compress::{self, Encoder},
     deadline::{Expiry, Next, Watchdog},
     outcome::{ErrorFormat, Outcome, error_body},
@@ -65,7 +66,7 @@ fn expose(fields: &mut Fields, request: &Request, expose: &config::Expose) {
         fields.set("x-outrigger-attempts", request.trail.attempts.to_string());
     }
     if expose.timing {
-        fields.append("server-timing", server_timing(request, Instant::now()));
+        fields.append("server-timing", server_timing(request, clock::now()));
     }
 }
 
@@ -245,7 +246,7 @@ async fn break_off(
         client.send(Frame::Trailers(trailers));
         client.end_events();
     }
-    let next = Next::never().or(Some(Instant::now() + LAST_WORDS), Expiry::ClientRead);
+    let next = Next::never().or(Some(clock::now() + LAST_WORDS), Expiry::ClientRead);
     poll_fn(|cx| match client.poll_flush(cx) {
         Poll::Ready(_) => Poll::Ready(()),
         Poll::Pending => watchdog.poll_expired(next, cx).map(|_| ()),
@@ -270,7 +271,7 @@ pub async fn whole(
     let kind = Kind::of(head.fields.get("content-type"), head.fields.get("content-encoding"));
     let gaps = request.metrics.gaps();
     request.progress.begin(kind, gaps);
-    request.progress.data(&body, Instant::now());
+    request.progress.data(&body, clock::now());
     head.body = BodyLength::Exact(body.len() as u64);
     let body = match pack(&mut head, request, route) {
         Some(encoder) => encoded(encoder, &body).unwrap_or(body),
@@ -321,7 +322,7 @@ async fn deliver(
         client.send(Frame::Data(body));
     }
     client.send(Frame::End);
-    let patience = Instant::now() + request.snapshot.config.limits.write_timeout;
+    let patience = clock::now() + request.snapshot.config.limits.write_timeout;
     let next = Next::never().or(Some(patience), Expiry::ClientRead);
     poll_fn(|cx| match client.poll_flush(cx) {
         Poll::Ready(result) => Poll::Ready(result.map_err(gone)),

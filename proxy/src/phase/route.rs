@@ -3,7 +3,7 @@
 //! Routes are tried in file order. Where one of them asks for a field of the body, the body is read just as far as
 //! that field, at most `limits.body_scan`; what was read goes on to the endpoint as it came.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use bytes::{Bytes, BytesMut};
 use outrigger_config::{
@@ -13,6 +13,7 @@ use outrigger_config::{
 
 use super::admit::too_large;
 use crate::{
+    chance, clock,
     compress::{Decoder, Refused},
     deadline::{Expiry, Next, Watchdog},
     outcome::Outcome,
@@ -137,7 +138,7 @@ pub async fn read_body_while(
     let patience = request.snapshot.config.limits.body_timeout;
     let upload = &mut request.upload;
     while !upload.has_ended() && wants_more(upload) {
-        let next = Next::never().or(Some(Instant::now() + patience), Expiry::ClientBody);
+        let next = Next::never().or(Some(clock::now() + patience), Expiry::ClientBody);
         let received = poll_fn(|cx| match upload.poll_receive(client, cx) {
             Poll::Ready(result) => Poll::Ready(result.map_err(Fault::from)),
             Poll::Pending => watchdog.poll_expired(next, cx).map(|e| Err(Fault::Expired(e))),
@@ -243,7 +244,7 @@ fn enter(request: &mut Request, route: &Arc<Route>) {
     if let Some(model) = &route.settings.rewrite.model {
         rewrite_model(request, model);
     }
-    let draw = |mirror: &Arc<Mirror>| mirror.draw(&request.head, &mut rand::rng());
+    let draw = |mirror: &Arc<Mirror>| mirror.draw(&request.head, &mut chance::rng());
     if let Some(bytes) = route.mirror.as_ref().and_then(draw) {
         request.upload.copy(bytes);
     }

@@ -1,12 +1,11 @@
 //! Load reports on answers (ORCA): what an endpoint says of itself is believed for a while, and a client that asks is
 //! told how busy the endpoint is, also where the engine can not say it. So two Outriggers tell each other the truth.
 
-use std::time::Instant;
-
 use outrigger_config::validated::Signals;
 
 use crate::{
     balance::reported::{Report, Signal, Source},
+    clock,
     endpoint::Endpoint,
     request::Request,
     signal::orca::{self, Format, Load},
@@ -64,7 +63,7 @@ pub fn answer(
 /// What is known here of an endpoint's load: what it last said of its queue and its cache, and what runs there at least,
 /// which is counted here.
 fn load_of(endpoint: &Endpoint) -> Load {
-    let now = Instant::now();
+    let now = clock::now();
     let reported = endpoint.facts.reported();
     let own = f64::from(endpoint.in_flight());
     let value = |signal: Option<Signal>| signal.map(|signal| signal.value);

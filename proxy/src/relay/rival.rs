@@ -15,6 +15,7 @@ use std::{
 use super::{Bounds, Exchange, Fault, State};
 use crate::{
     balance::Cost,
+    clock,
     deadline::{Expiry, Next, Watchdog},
     outlier::stall::Turn,
     request::Request,
@@ -103,7 +104,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
     /// Another attempt of the request has begun to answer: no more is wanted from this one.
     pub(crate) fn lose(&mut self) {
         if let (Some(foresight), Some(sent_at)) = (&self.foresight, self.sent_at()) {
-            let now = Instant::now();
+            let now = clock::now();
             foresight.lost(now.saturating_duration_since(sent_at), now);
         }
         self.place.endpoint().metrics.races_lost.inc();
@@ -209,7 +210,7 @@ impl Rival {
             body,
             connect_limit,
             stage,
-            dialled: Instant::now(),
+            dialled: clock::now(),
             connect: None,
             upload_failed: None,
             sent_at: None,
@@ -237,7 +238,7 @@ impl Rival {
                     let reuse = Reuse::Forbidden;
                     let dialling = dial(&self.place, &self.backend, reuse, self.connect_limit);
                     self.stage = Stage::Connecting(dialling);
-                    self.dialled = Instant::now();
+                    self.dialled = clock::now();
                 }
                 Err(error) => return Poll::Ready(Err(Defeat::Wire(error))),
             }
@@ -251,7 +252,7 @@ impl Rival {
         self.backend.metrics.connection(how);
         self.place.reached();
         let opened = how == UpstreamConnection::Opened;
-        self.connect = opened.then(|| self.dialled.elapsed());
+        self.connect = opened.then(|| clock::since(self.dialled));
         upstream.send_head(&self.head)?;
         self.body.queue(&mut upstream);
         (self.upload_failed, self.sent_at, self.turn) = (None, None, None);
@@ -268,7 +269,7 @@ impl Rival {
         if self.upload_failed.is_none() && self.sent_at.is_none() {
             match upstream.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {
-                    let now = Instant::now();
+                    let now = clock::now();
                     let tokens = Cost::tokens_of(self.body.bytes());
                     self.sent_at = Some(now);
                     self.turn = self.place.begin_turn(tokens, self.body.asks_for_stream(), now);
@@ -313,7 +314,7 @@ impl Rival {
             turn: self.turn,
             early: self.early,
             // It may answer before it has read everything.
-            sent_at: self.sent_at.unwrap_or_else(Instant::now),
+            sent_at: self.sent_at.unwrap_or_else(clock::now),
         };
         Some((answered, self.response?))
     }

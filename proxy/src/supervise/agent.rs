@@ -1,14 +1,14 @@
 //! Asking an endpoint's agent: a small server beside the engine that says in one line how much it wants (HAProxy's
 //! agent-check protocol).
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc};
 
 use outrigger_config::validated::Agent;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::told::Told;
 use crate::{
-    endpoint::Endpoint, gateway, health::threshold::jittered, signal::agent::Word,
+    chance, clock, endpoint::Endpoint, health::threshold::jittered, signal::agent::Word,
     telemetry::metrics::Verdict,
 };
 
@@ -16,7 +16,7 @@ use crate::{
 pub(super) async fn watch(endpoint: Arc<Endpoint>, settings: Agent) {
     let mut told = Told::default();
     loop {
-        let start = Instant::now();
+        let start = clock::now();
         let asked = ask(&endpoint, &settings);
         let result = match tokio::time::timeout(settings.interval, asked).await {
             Ok(result) => result,
@@ -34,8 +34,8 @@ pub(super) async fn watch(endpoint: Arc<Endpoint>, settings: Agent) {
             }
             Ok(_) | Err(_) => {}
         }
-        let pause = jittered(settings.interval, &mut gateway::rng());
-        tokio::time::sleep(pause.saturating_sub(start.elapsed())).await;
+        let pause = jittered(settings.interval, &mut chance::rng());
+        tokio::time::sleep(pause.saturating_sub(clock::since(start))).await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 use tokio::time::MissedTickBehavior;
 
 use crate::{
+    clock,
     endpoint::passive::peer_settings,
     outlier::{
         Reason,
@@ -29,7 +30,7 @@ pub(super) async fn watch(backend: Arc<Backend>) {
     loop {
         let due = ticks.tick().await;
         let members = backend.members();
-        let now = Instant::now();
+        let now = clock::now();
         let serving: Vec<&Member> =
             members.list.iter().filter(|member| member.is_serving()).collect();
         // When we come late we have not been running, and what the endpoints sent meanwhile is yet to be read.
@@ -62,7 +63,7 @@ async fn eject_stalled(backend: &Backend, serving: &[&Member], now: Instant) {
         return;
     }
     tokio::time::sleep(STALL_DOUBT).await;
-    let now = Instant::now();
+    let now = clock::now();
     for member in serving.iter().filter(|member| member.has_stalled(now)) {
         backend.eject(member, Reason::Stalled, now, now);
     }

@@ -3,12 +3,7 @@
 //!
 //! An endpoint that does not answer keeps its old values, which fade with their age; unknown is not idle.
 
-use std::{
-    future::poll_fn,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Method;
@@ -17,8 +12,8 @@ use outrigger_config::validated::{self as config, Protocol, Scrape};
 use super::told::Told;
 use crate::{
     balance::reported::Source,
+    chance, clock,
     endpoint::Endpoint,
-    gateway,
     health::threshold::jittered,
     signal::engine::{Engine, Reader},
     telemetry::metrics::Verdict,
@@ -35,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) async fn watch(endpoint: Arc<Endpoint>, settings: Scrape, protocol: Protocol) {
     let mut told = Told::default();
     loop {
-        let start = Instant::now();
+        let start = clock::now();
         let result =
             match tokio::time::timeout(PATIENCE, scrape(&endpoint, &settings, protocol)).await {
                 Ok(result) => result,
@@ -43,8 +38,8 @@ pub(super) async fn watch(endpoint: Arc<Endpoint>, settings: Scrape, protocol: P
             };
         endpoint.metrics.scraped(if result.is_ok() { Verdict::Success } else { Verdict::Failure });
         tell_news(&endpoint, &mut told, &result);
-        let pause = jittered(settings.interval, &mut gateway::rng());
-        tokio::time::sleep(pause.saturating_sub(start.elapsed())).await;
+        let pause = jittered(settings.interval, &mut chance::rng());
+        tokio::time::sleep(pause.saturating_sub(clock::since(start))).await;
     }
 }
 

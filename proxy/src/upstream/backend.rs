@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::{
     admission::gate::Gate,
     balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy, Standing},
+    clock,
     discovery::{self, Found},
     endpoint::{Endpoint, InFlight, Joined, Registry, passive::Passive, slow_start},
     outlier::{
@@ -166,7 +167,7 @@ impl Backend {
         let new = Arc::new(Members { list, has_local, policy });
         let old = self.members.swap(Arc::clone(&new));
         let left = old.list.iter().filter(|m| !new.has(&m.endpoint));
-        let left = left.map(|m| self.registry.leave(&m.endpoint, Instant::now())).count();
+        let left = left.map(|m| self.registry.leave(&m.endpoint, clock::now())).count();
         let changed = left > 0 || old.list.len() != new.list.len();
         if changed {
             self.changed.send_replace(());
@@ -218,8 +219,8 @@ impl Backend {
         // An ejected endpoint is better than none: the last resort ignores ejection.
         for taste in [Taste::Sound, Taste::LastResort] {
             let view = View { backend: self, members: &members, wanted, now, taste };
-            let place = view.take_destination().or_else(|| view.take_picked(rng));
-            if let Some(place) = place {
+            let place = view.take_destination().or_else(|| view.take_due());
+            if let Some(place) = place.or_else(|| view.take_picked(rng)) {
                 self.metrics.sent(place.member.nearness);
                 return Choice::Taken(Place { permit, ..place });
             }
@@ -515,6 +516,26 @@ impl View<'_> {
             let index = self.members.list.iter().position(named)?;
             if self.usable(index) { self.take(index) } else { None }
         })
+    }
+
+    /// A place at an endpoint whose ejection is over and that waits for its probe. Policies go by what is known of an
+    /// endpoint, and of this one that is bad, or old: where the others have little to do it would wait for minutes. A
+    /// request that has failed elsewhere is no probe, and neither is one whose key belongs to another endpoint.
+    fn take_due(&self) -> Option<Place> {
+        let keyed = self.backend.settings.balance.policy == BalancePolicy::ConsistentHash;
+        if keyed || self.taste != Taste::Sound || !self.wanted.tried.is_empty() {
+            return None;
+        }
+        let due = |member: &Member| {
+            let passive = member.passive.as_ref();
+            passive.is_some_and(|passive| passive.outlier.admits(self.now) == Admit::Probe)
+        };
+        let wanted =
+            |i: &usize| due(&self.members.list[*i]) && self.usable(*i) && self.weight(*i) > 0.0;
+        let index = (0..self.len()).find(wanted)?;
+        let place = self.take(index)?;
+        self.members.policy.sent(self.wanted.ask, self.facts(index), self.now);
+        Some(place)
     }
 
     /// A place at the endpoint that the policy picks.

@@ -8,8 +8,10 @@ use std::{
 };
 
 use outrigger_config::validated as config;
+use rand::RngExt;
 
 use crate::{
+    chance, clock,
     outlier::{
         Circuit, Failure, Pass, Transition,
         breaker::{Breaker, Settings},
@@ -32,7 +34,7 @@ impl BackendBreaker {
         metrics: &Arc<BackendMetrics>,
     ) -> Self {
         metrics.circuit_open.set(0.0);
-        let breaker = Breaker::new(compiled(settings), rand::random(), Instant::now());
+        let breaker = Breaker::new(compiled(settings), chance::rng().random(), clock::now());
         BackendBreaker { breaker, backend: Arc::clone(backend), metrics: Arc::clone(metrics) }
     }
 
@@ -77,7 +79,7 @@ impl BackendBreaker {
             Some(Transition::Ejected { until, failure, .. }) => {
                 self.metrics.circuit_open.set(1.0);
                 self.metrics.circuit_became(CircuitState::Open);
-                let span = until.saturating_duration_since(Instant::now());
+                let span = until.saturating_duration_since(clock::now());
                 let failure = failure.map_or("-", Failure::as_str);
                 tracing::warn!(%backend, probe_failed = failure, ?span, "circuit open: the backend fails as a whole");
             }

@@ -1,14 +1,12 @@
 //! A connection to an endpoint for one request: one that rests, or a new one.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use outrigger_config::validated::{self as config, Protocol};
 
 use super::dial::{self, DialError};
 use crate::{
+    clock,
     endpoint::Endpoint,
     telemetry::metrics::UpstreamConnection,
     wire::{Upstream, h2::ClientStream},
@@ -85,6 +83,6 @@ pub fn rest(upstream: Upstream, endpoint: &Endpoint, settings: &config::Backend)
     let Upstream::H1(conn) = upstream else { return };
     if conn.is_reusable() {
         let (idle, most) = (settings.idle_timeout, settings.idle_connections);
-        endpoint.pool.put(conn, Instant::now(), idle, most);
+        endpoint.pool.put(conn, clock::now(), idle, most);
     }
 }

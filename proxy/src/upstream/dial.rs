@@ -75,6 +75,10 @@ pub async fn h2c(
 /// # Errors
 /// What the operating system says.
 pub async fn tcp(address: SocketAddr) -> io::Result<Stream> {
+    #[cfg(test)]
+    if let Some(dialling) = crate::simulation::network::dial(address) {
+        return dialling.await;
+    }
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(Box::new(L4Stream::from(stream)))

@@ -12,6 +12,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::Method;
 
+use crate::clock;
 use crate::endpoint::Endpoint;
 use crate::wire::{
     BodyLength, Fields, Frame, RequestHead, ResponseHead, Side, Upstream, WireError, hop::LEFT_POD,
@@ -117,11 +118,11 @@ async fn collect(upstream: &mut Upstream, max: usize) -> Result<(Bytes, Instant)
                 return Err(WireError::TooLarge("the answer is longer than it may be"));
             }
             Frame::Data(data) => {
-                first.get_or_insert_with(Instant::now);
+                first.get_or_insert_with(clock::now);
                 body.extend_from_slice(&data);
             }
             Frame::Trailers(_) => {}
-            Frame::End => return Ok((body.freeze(), first.unwrap_or_else(Instant::now))),
+            Frame::End => return Ok((body.freeze(), first.unwrap_or_else(clock::now))),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         record::Piece,
         shared::{End, Heard, Listener},
     },
+    clock,
     compress::Broken,
     deadline::{Expiry, Next, Watchdog},
     outcome::Outcome,
@@ -45,7 +46,7 @@ impl Source {
     pub(super) fn stored(pieces: Vec<Piece>, paced: bool) -> Self {
         let pieces = VecDeque::from(pieces);
         // The wait for the first byte is not repeated.
-        let due = paced.then(Instant::now);
+        let due = paced.then(clock::now);
         Source::Stored { pieces, due }
     }
 
@@ -56,7 +57,7 @@ impl Source {
 
     fn next(&mut self, cx: &mut Context<'_>) -> Step {
         match self {
-            Source::Stored { due: Some(at), .. } if *at > Instant::now() => Step::Wait(Some(*at)),
+            Source::Stored { due: Some(at), .. } if *at > clock::now() => Step::Wait(Some(*at)),
             Source::Stored { pieces, due } => match pieces.pop_front() {
                 None => Step::End,
                 Some(piece) => {
@@ -132,7 +133,7 @@ impl Pouring {
                 Poll::Ready(Ok(())) if self.over => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) => self.behind_since = None,
                 Poll::Pending if self.behind_since.is_none() || client.queued() < before => {
-                    self.behind_since = Some(Instant::now());
+                    self.behind_since = Some(clock::now());
                 }
                 Poll::Pending => {}
             }
@@ -198,7 +199,7 @@ impl Pouring {
         match &self.source {
             // It says nothing about an endpoint.
             Source::Stored { .. } => request.progress.own(data.len()),
-            Source::Call(_) => _ = request.progress.data(&data, Instant::now()),
+            Source::Call(_) => _ = request.progress.data(&data, clock::now()),
         }
         if data.is_empty() {
             return Ok(());

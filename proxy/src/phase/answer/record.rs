@@ -1,7 +1,5 @@
 //! An answer of an endpoint on its way to the store.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 
 use crate::{
@@ -11,6 +9,7 @@ use crate::{
         recording::{Beginning, Useless},
         store::unix_now,
     },
+    clock,
     outcome::Outcome,
     request::Request,
     snapshot::Route,
@@ -31,7 +30,7 @@ pub fn record(request: &mut Request, route: &Route, head: &ResponseHead) {
             let kind = Kind::of(head.fields.get("content-type"), None);
             let beginning = Beginning { status: head.status, terms, kind, at: unix_now() };
             let limit = shelf.settings.max_answer;
-            let recording = Recording::begin(beginning, &head.fields, limit, Instant::now());
+            let recording = Recording::begin(beginning, &head.fields, limit, clock::now());
             request.recording = Some(Box::new(recording));
         }
     }
@@ -41,7 +40,7 @@ pub fn record(request: &mut Request, route: &Route, head: &ResponseHead) {
 pub fn record_whole(request: &mut Request, route: &Route, head: &ResponseHead, body: &Bytes) {
     record(request, route, head);
     if let Some(recording) = &mut request.recording {
-        recording.data(body, Instant::now());
+        recording.data(body, clock::now());
         recording.end();
     }
 }

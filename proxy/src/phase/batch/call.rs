@@ -18,9 +18,9 @@ use super::{Batched, Part, Seat};
 use crate::{
     balance::{self, Cost},
     batch::{Batch, Cause, Ended, Verdict, merge, split},
+    chance, clock,
     deadline::Answer,
     endpoint::Endpoint,
-    gateway,
     learning::{Foresight, Learning},
     outcome::Outcome,
     outlier,
@@ -61,7 +61,7 @@ pub(super) fn send(
     let Some(batcher) = route.batcher.clone() else { return };
     if batch.items.len() == 1 {
         batcher.metrics.counted(Batched::Alone, 1);
-        return batcher.lobby.lock().finished(batch.call, Ended::Failed, Instant::now());
+        return batcher.lobby.lock().finished(batch.call, Ended::Failed, clock::now());
     }
     let mut head = request.head.clone();
     request.allowed.tell(&mut head.fields, route);
@@ -75,7 +75,7 @@ pub(super) fn send(
         backend: Arc::clone(backend),
     };
     tokio::spawn(async move {
-        let start = Instant::now();
+        let start = clock::now();
         let (mut seats, call) = (batch.items, batch.call);
         let Some(merged) = merge(seats.iter().map(|seat| &seat.ask)) else { return };
         let answer = errand.run(merged.body, all_left(&mut seats)).await;
@@ -84,7 +84,7 @@ pub(super) fn send(
             split(&merged.plan, status, &answer.body)
         });
         let ended = ended(verdict.as_ref(), start);
-        batcher.lobby.lock().finished(call, ended, Instant::now());
+        batcher.lobby.lock().finished(call, ended, clock::now());
         let how = match (&answer, ended) {
             (_, Ended::Answered(_)) => Batched::Together,
             (Err(Outcome::ClientGone), _) => Batched::GivenUp,
@@ -107,7 +107,7 @@ async fn all_left(seats: &mut [Seat]) {
 
 fn ended(verdict: Option<&Verdict>, start: Instant) -> Ended {
     match verdict {
-        Some(Verdict::Split(_) | Verdict::Same) => Ended::Answered(start.elapsed()),
+        Some(Verdict::Split(_) | Verdict::Same) => Ended::Answered(clock::since(start)),
         // A server that is busy may well take batches.
         Some(Verdict::RetryAlone(Cause::Unavailable)) | None => Ended::Failed,
         Some(Verdict::RetryAlone(cause)) => {
@@ -151,12 +151,12 @@ impl Errand {
         body: Bytes,
         all_left: impl Future<Output = ()>,
     ) -> Result<(Fetched, Arc<Endpoint>), Outcome> {
-        let start = Instant::now();
+        let start = clock::now();
         let cost = Cost::of_prompt(body.len() as u64);
         let ask = balance::Ask { cost, key: self.key, ..Default::default() };
         let (destinations, hopped) = (&*self.destinations, self.hopped);
         let wanted = Wanted { ask: &ask, tried: &[], destinations, hopped };
-        let chosen = self.backend.choose(wanted, start, &mut gateway::rng());
+        let chosen = self.backend.choose(wanted, start, &mut chance::rng());
         let Choice::Taken(mut place) = chosen else { return Err(Outcome::NoEndpoint) };
         let endpoint = Arc::clone(place.endpoint());
         let head = self.head_to(&place, body.len());
@@ -183,12 +183,12 @@ impl Errand {
                 Ok((answer, endpoint))
             }
             Some(Err((outcome, failure))) => {
-                let now = Instant::now();
+                let now = clock::now();
                 if let (Outcome::FirstByteTimeout, Some(foresight)) = (outcome, &foresight) {
                     foresight.cut_off(&place, now - start, now);
                 }
                 endpoint.metrics.ended(outcome);
-                endpoint.announce(place.failed(failure, &self.backend, Instant::now()));
+                endpoint.announce(place.failed(failure, &self.backend, clock::now()));
                 Err(outcome)
             }
             // The connection, or the stream on it, was dropped with the exchange, which tells the endpoint to stop.
@@ -233,7 +233,7 @@ impl Errand {
 }
 
 fn judge(place: &mut Place, backend: &Backend, status: u16) {
-    let now = Instant::now();
+    let now = clock::now();
     let transition = match status {
         500 | 502 | 504 => place.failed(outlier::Failure::ServerError, backend, now),
         _ => place.succeeded(now),
