@@ -1,6 +1,6 @@
 //! The end of a request: its outcome in metrics and in the access log.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use crate::{
     clock,
@@ -59,7 +59,7 @@ pub fn give_back(request: &mut Request, outcome: Outcome) {
     if request.admitted.bill.is_some() {
         let summary = request.progress.summary();
         let worked_on = request.trail.attempts > 0 && outcome != Outcome::ConnectFailed;
-        request.admitted.settle(worked_on.then_some(&summary), Instant::now());
+        request.admitted.settle(worked_on.then_some(&summary), clock::now());
     }
 }
 
