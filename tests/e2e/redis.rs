@@ -73,9 +73,7 @@ async fn lookups(proxy: &Proxy, result: &str) -> f64 {
 
 /// How many answers a server was asked for.
 async fn reads(redis: &Redis) -> u64 {
-    let Reply::Bytes(told) = redis.ask([b"INFO", b"commandstats"]).await else {
-        panic!("no statistics")
-    };
+    let Reply::Bytes(told) = redis.ask([b"INFO", b"commandstats"]).await else { return 0 };
     let told = String::from_utf8_lossy(&told).into_owned();
     let calls = told.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
     calls.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
@@ -105,6 +103,7 @@ async fn answers_are_shared_by_two_proxies_and_outlive_both() {
     assert!(is_stored(&ask(&later, 1).await));
     assert_eq!(lookups(&later, "hit").await, 1.0, "the second time it was in memory");
     let asked = reads(&redis).await;
+    assert!(asked > 0, "it tells how often it was asked");
     assert!(is_stored(&ask(&later, 1).await));
     assert_eq!(reads(&redis).await, asked, "memory is enough");
     assert_eq!(engine.seen().len(), 1);

@@ -115,6 +115,8 @@ struct Value {
     looked: u64,
 }
 
+type Look = Pin<Box<dyn Future<Output = Result<Option<Trouble>, Trouble>>>>;
+
 type Memory = Arc<Mutex<BTreeMap<u64, Value>>>;
 
 #[derive(Default)]
@@ -123,7 +125,7 @@ struct Sidecar {
     memory: Memory,
     /// To be written.
     pile: VecDeque<(u64, Value)>,
-    look: Option<Pin<Box<dyn Future<Output = Result<Option<Trouble>, Trouble>>>>>,
+    look: Option<Look>,
     began: u64,
     looked: u64,
     /// Which process it is.
