@@ -17,7 +17,7 @@
 //! **At the door** whoever would not make it is turned away at once. How long it would take is known from the pace at
 //! which its class has been given places; where nobody of its class waits, it is not asked. And in front of a standing
 //! queue only those wait whose waiting is of use: it puts them before a lower class, or keeps places from standing idle
-//! ([`crowd`]), or their class was passed over for too long. The others get a place that is free when they come, or none;
+//! (`queue/crowd.rs`), or their class was passed over for too long. The others get a place that is free when they come, or none;
 //! a few are kept for the highest class then ([`Queue::favours`]), as it could not push itself before those who do not wait.
 //!
 //! Whoever leaves is gone at once, with all that counted for it.
