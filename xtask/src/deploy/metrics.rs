@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::promql;
 use crate::workspace;
 
-const DECLARATIONS: &str = "proxy/src/telemetry/metrics.rs";
+const DECLARATIONS: &str = "proxy/src/telemetry/metrics/table.rs";
 const OUTCOMES: &str = "proxy/src/outcome.rs";
 const PREFIX: &str = "outrigger_";
 
