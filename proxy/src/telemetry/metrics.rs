@@ -105,6 +105,12 @@ const CHUNK_GAP: Bounds = Bounds::micros(&[
     60_000_000,
 ]);
 
+/// What the kernel sees: from a read at once to a loop that is blocked. 10 µs to one minute.
+const APP: Bounds = Bounds::micros(&[
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
+    500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000,
+]);
+
 /// One line of the table below.
 struct Declaration {
     name: &'static str,
@@ -267,6 +273,18 @@ declare! {
         "When the configuration was last loaded, or tried to be, in Unix time.";
     Draining GAUGE "draining" []
         "1 while the proxy is about to stop, else 0.";
+    ProbeRunning GAUGE "probe_running" ["probe"]
+        "1 while a probe runs, else 0; `outrigger doctor` says why.";
+    ProbeLost COUNTER "probe_lost_total" ["what"]
+        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join.";
+    AppSocketWait HISTOGRAM "app_socket_wait_seconds" ["backend" "endpoint"]
+        "Time that requests lay in the application's socket before it read them, as the kernel saw it.";
+    AppFirstByte HISTOGRAM "app_first_byte_seconds" ["backend" "endpoint"]
+        "Time from the application's first read of a request to its first write, as the kernel saw it.";
+    AppAnswer HISTOGRAM "app_answer_seconds" ["backend" "endpoint"]
+        "Time from the application's first write of an answer to its last, as the kernel saw it.";
+    AppTimelines COUNTER "app_timelines_total" ["backend" "endpoint" "result"]
+        "Requests that an endpoint had, by how much of them the kernel saw.";
     AccessLogDropped COUNTER "access_log_dropped_total" []
         "Access-log lines lost because they could not be written fast enough, or at all.";
 }
@@ -640,6 +658,22 @@ label_values! {
 }
 
 label_values! {
+    /// How much the kernel saw of a request.
+    TimelineResult {
+        /// Every step.
+        Complete "complete",
+        /// Some steps.
+        Partial "partial",
+        /// Nothing.
+        Missing "missing",
+        /// The response broke off, and no more steps were to be expected.
+        BrokenOff "broken_off",
+        /// Its connection is not followed: it carries several requests at once, or there were too many connections.
+        Unattributed "unattributed",
+    }
+}
+
+label_values! {
     /// How a health check, a name look-up or a reload ended.
     Verdict {
         /// As it should.
@@ -687,6 +721,8 @@ struct Inner {
     batches: Handles<1, BatchMetrics>,
     answers: Handles<1, AnswerMetrics>,
     store: Arc<StoreMetrics>,
+    follow: Arc<FollowMetrics>,
+    apps: Handles<2, AppMetrics>,
 }
 
 impl Metrics {
@@ -710,6 +746,8 @@ impl Metrics {
             batches: Handles::default(),
             answers: Handles::default(),
             store: Arc::default(),
+            follow: Arc::default(),
+            apps: Handles::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -794,6 +832,7 @@ impl Metrics {
     /// use it without effect.
     pub fn forget_endpoint(&self, backend: &str, endpoint: &str) {
         self.inner.endpoints.forget([backend, endpoint]);
+        self.inner.apps.forget([backend, endpoint]);
     }
 
     /// The handle of a backend.
@@ -835,6 +874,18 @@ impl Metrics {
     #[must_use]
     pub fn store(&self) -> Arc<StoreMetrics> {
         Arc::clone(&self.inner.store)
+    }
+
+    /// What concerns the probe that follows requests.
+    #[must_use]
+    pub fn follow(&self) -> Arc<FollowMetrics> {
+        Arc::clone(&self.inner.follow)
+    }
+
+    /// The handle of what the kernel sees of an endpoint.
+    #[must_use]
+    pub fn app(&self, backend: &str, endpoint: &str) -> Arc<AppMetrics> {
+        self.inner.apps.get([backend, endpoint], |_| AppMetrics::default())
     }
 
     /// The handle of a listener, by its address as configured.
@@ -1504,6 +1555,71 @@ impl CanaryMetrics {
     }
 }
 
+/// What is told of the probe that follows requests.
+#[derive(Debug, Default)]
+pub struct FollowMetrics {
+    /// 1 while it runs.
+    pub running: Gauge,
+    /// Bursts that the kernel had no room for.
+    pub bursts_dropped: Counter,
+    /// Connections that could not be registered.
+    pub unregistered: Counter,
+    /// Requests that could not be joined, because the reader was too slow.
+    pub notes_dropped: Counter,
+}
+
+impl FollowMetrics {
+    fn write(&self, page: &mut Page) {
+        page.gauge(Id::ProbeRunning, &["requests"], &self.running);
+        let lost = [
+            ("bursts", &self.bursts_dropped),
+            ("connections", &self.unregistered),
+            ("requests", &self.notes_dropped),
+        ];
+        for (what, count) in lost.into_iter().filter(|_| self.running.get() > 0) {
+            page.counter(Id::ProbeLost, &[what], count.get());
+        }
+    }
+}
+
+/// What the kernel sees of an endpoint.
+#[derive(Debug)]
+pub struct AppMetrics {
+    /// From the socket's first byte to the application's first read.
+    pub socket_wait: Histogram,
+    /// From there to its first write.
+    pub first_byte: Histogram,
+    /// From there to its last write.
+    pub answer: Histogram,
+    timelines: [Counter; TimelineResult::ALL.len()],
+}
+
+impl Default for AppMetrics {
+    fn default() -> Self {
+        Self {
+            socket_wait: Histogram::new(APP),
+            first_byte: Histogram::new(APP),
+            answer: Histogram::new(APP),
+            timelines: Default::default(),
+        }
+    }
+}
+
+impl AppMetrics {
+    /// So much was seen of a request.
+    pub fn timeline(&self, result: TimelineResult) {
+        self.timelines[result as usize].inc();
+    }
+
+    fn write(&self, labels: &[&str], page: &mut Page) {
+        page.histogram(Id::AppSocketWait, labels, &self.socket_wait);
+        page.histogram(Id::AppFirstByte, labels, &self.first_byte);
+        page.histogram(Id::AppAnswer, labels, &self.answer);
+        let (all, name) = (TimelineResult::ALL, TimelineResult::as_str);
+        page.by_value(Id::AppTimelines, labels, all, name, &self.timelines);
+    }
+}
+
 /// What is counted per listener.
 #[derive(Debug, Default)]
 pub struct ListenerMetrics {
@@ -1692,6 +1808,8 @@ impl Collector for Walker {
         self.inner.canaries.for_each(|canary, labels| canary.write(labels, &mut page));
         self.inner.batches.for_each(|batches, labels| batches.write(labels, &mut page));
         self.inner.answers.for_each(|answers, labels| answers.write(labels, &mut page));
+        self.inner.follow.write(&mut page);
+        self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {
             self.inner.store.write(&mut page);
@@ -1843,6 +1961,8 @@ mod tests {
         metrics.answers("chat").served(Served::Fallback, ServedFor::Deadline, age);
         metrics.store().warmed_up(WarmedUp::Answered);
         metrics.gate(Scope::Route, "chat").rejected(Rejection::Shed);
+        metrics.follow().running.set(1);
+        metrics.app("stable", "127.0.0.1:1").timeline(TimelineResult::Complete);
         metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
         metrics
     }
