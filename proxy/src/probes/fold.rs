@@ -22,8 +22,8 @@ const PATIENCE: u32 = 25;
 const AFTERLIFE: u32 = 50;
 
 /// Bursts of a connection that are kept for requests that have not ended: a WebSocket's are without number, and are folded
-/// into one beyond this.
-const MOST_BURSTS: usize = 64;
+/// into one beyond this. Those of requests that have ended are not: they wait for the next round, and are many under load.
+const MOST_BURSTS: usize = 256;
 
 /// Which bytes of which connection a request was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub(super) struct Fold<T> {
 struct Heard {
     /// In order of their offsets.
     bursts: Vec<Burst>,
+    /// Up to which byte requests have ended.
+    ended: u64,
 }
 
 struct Waiting<T> {
@@ -91,16 +93,21 @@ impl<T> Fold<T> {
 
     /// The kernel told of a burst. Those of connections that are forgotten are.
     pub(super) fn heard(&mut self, burst: Burst) {
-        let Some(Heard { bursts }) = self.connections.get_mut(&burst.connection) else { return };
+        let Some(Heard { bursts, ended }) = self.connections.get_mut(&burst.connection) else {
+            return;
+        };
         let is_full = bursts.len() >= MOST_BURSTS;
         match bursts.last_mut() {
-            Some(last) if is_full => merge(last, &burst),
+            Some(last) if is_full && last.offset >= *ended => merge(last, &burst),
             _ => bursts.push(burst),
         }
     }
 
     /// A request has ended.
     pub(super) fn ended(&mut self, span: Span, whose: T) {
+        if let Some(heard) = self.connections.get_mut(&span.connection) {
+            heard.ended = span.end;
+        }
         self.waiting.push_back(Waiting { span, since: self.round, whose });
     }
 
@@ -295,6 +302,18 @@ mod tests {
         }
         fold.heard(burst(10, 10));
         assert!(fold.connections.is_empty() && fold.is_idle());
+    }
+
+    #[test]
+    fn however_many_requests_wait_for_a_round_none_is_lost() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        for request in 0..10_000 {
+            fold.ended(span(10 * request, 10 * request + 10), "one");
+        }
+        (0..10_000).for_each(|request| fold.heard(burst(10 * request, 10)));
+        let (_, found) = rounds(&mut fold, 5, |_| panic!("all was told"));
+        assert_eq!(found.iter().filter(|(_, arrived)| arrived.is_some()).count(), 10_000);
     }
 
     #[test]
