@@ -77,9 +77,9 @@ fn serve_blocked(stream: &mut TcpStream, head: &mut [u8]) -> Seen {
     Seen { waited: read - came, worked: read.elapsed() }
 }
 
-/// A field of a line, in seconds.
+/// A field of a line, in seconds; without it what is no number, and compares with none.
 fn seconds(line: &Value, field: &str) -> f64 {
-    line[field].as_f64().unwrap_or_else(|| panic!("no {field} in {line:#}")) / 1000.0
+    line[field].as_f64().unwrap_or(f64::NAN) / 1000.0
 }
 
 /// So many requests were seen so far, in all their steps.
@@ -187,9 +187,9 @@ fn held(pid: u32, what: &str) -> Vec<u32> {
 
 /// Of these programs and maps, those that the kernel still has.
 fn still_there(programs: &[u32], maps: &[u32]) -> usize {
-    let all = aya::programs::loaded_programs().filter_map(|it| it.ok());
+    let all = aya::programs::loaded_programs().filter_map(Result::ok);
     let left = all.filter(|program| programs.contains(&program.id())).count();
-    let all = aya::maps::loaded_maps().filter_map(|it| it.ok());
+    let all = aya::maps::loaded_maps().filter_map(Result::ok);
     left + all.filter(|map| maps.contains(&map.id())).count()
 }
 
