@@ -27,7 +27,7 @@ use crate::schema::{EndpointEntry, File, OneOrMany, Switch};
 use crate::units::format_duration;
 use crate::validated::{
     AccessLog, Action, Admin, Backend, Config, Dns, Drain, Endpoint, Forwarding, Host, Key, Limits,
-    Listener, Log, LogField, LogPath, Place, Route, Runtime, Tenant,
+    Listener, Log, LogField, LogPath, Place, Probes, Route, Runtime, Tenant,
 };
 
 pub(crate) use text::endpoint as parse_endpoint;
@@ -147,6 +147,7 @@ impl Checker<'_> {
             access_log: self.access_log(root.at("access_log"), file),
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
+            probes: Probes { requests: file.probes.requests },
             warnings: Vec::new(),
         }
     }

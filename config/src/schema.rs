@@ -85,6 +85,8 @@ pub struct File {
     pub drain: Drain,
     /// The proxy's own log.
     pub log: Log,
+    /// What the kernel is asked.
+    pub probes: Probes,
 }
 
 /// An address that takes traffic: HTTP/1.1, HTTP/2 without TLS (prior knowledge) and WebSocket on
@@ -192,6 +194,16 @@ pub struct Drain {
     pub timeout: Pause,
 }
 
+/// What the kernel is asked: programs in it that see what the application does. They need CAP_BPF and CAP_PERFMON;
+/// `outrigger doctor` says what is missing. A change needs a restart.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Probes {
+    /// When each request reached the application's socket, was read, and was answered. For HTTP/1.1 to applications in
+    /// the network namespace of the proxy. Default: false.
+    pub requests: bool,
+}
+
 /// The proxy's own log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -216,6 +228,7 @@ impl Default for File {
             access_log: AccessLog::default(),
             drain: Drain::default(),
             log: Log::default(),
+            probes: Probes::default(),
         }
     }
 }

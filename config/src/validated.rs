@@ -86,6 +86,8 @@ pub struct Config {
     pub drain: Drain,
     /// The proxy's own log.
     pub log: Log,
+    /// What the kernel is asked.
+    pub probes: Probes,
     /// What is allowed but probably not meant; each with its place. Say them in the log.
     pub warnings: Vec<Problem>,
 }
@@ -218,6 +220,13 @@ pub struct Log {
     pub level: LogLevel,
 }
 
+/// What the kernel is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Probes {
+    /// What the application's sockets do with each request.
+    pub requests: bool,
+}
+
 /// From few words to many.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
@@ -284,6 +293,10 @@ log_fields! {
     TokensIn "tokens_in" "Prompt tokens, where the response tells them.";
     TokensOut "tokens_out" "Generated tokens, where the response tells them.";
     UserAgent "user_agent" "The `user-agent`.";
+    AppSocketWaitMs "app_socket_wait_ms" "How long it lay in the application's socket, in milliseconds, where a probe saw it.";
+    AppFirstByteMs "app_first_byte_ms" "From being read by the application to the first byte it wrote, likewise.";
+    AppAnswerMs "app_answer_ms" "From the first byte that the application wrote to the last, likewise.";
+    AppPid "app_pid" "The process that read it, as the host counts.";
 }
 
 impl Config {

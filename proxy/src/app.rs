@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use crate::{
     drain::Drain,
     endpoint::Registry,
+    probes::Probes,
     proxy::Proxy,
     reload::{ReloadState, Source},
     snapshot::Snapshot,
@@ -79,6 +80,7 @@ pub fn run(options: Options) -> Result<(), String> {
         bound: Arc::clone(&bound),
     });
     server.run(RunArgs { shutdown_signal: Box::new(Signals::new(&proxy, &config, fds, bound)) });
+    proxy.probes.finish();
     if !proxy.access_log.flush(LAST_LINES) {
         tracing::warn!("the last lines of the access log were not written in time");
     }
@@ -87,10 +89,11 @@ pub fn run(options: Options) -> Result<(), String> {
 
 pub(crate) fn assemble(config: Config) -> Result<Proxy, String> {
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
-    let registry = Arc::new(Registry::new(metrics.clone()));
     let dropped = Arc::clone(&metrics.process().access_log_dropped);
     let access_log = AccessLog::start(&config.access_log, dropped)
         .map_err(|error| format!("can not open the access log {}: {error}", target(&config)))?;
+    let probes = Arc::new(Probes::start(&config.probes, &metrics, &access_log));
+    let registry = Arc::new(Registry::new(metrics.clone(), Arc::clone(&probes)));
     let snapshot =
         Snapshot::compile(config, None, &registry, &metrics).map_err(|error| error.to_string())?;
     snapshot.guards_take_over(None);
@@ -101,6 +104,7 @@ pub(crate) fn assemble(config: Config) -> Result<Proxy, String> {
         registry,
         metrics,
         access_log,
+        probes,
         drain: Drain::new(),
         reload: ReloadState::default(),
     })

@@ -16,6 +16,7 @@ use crate::{
     app::{self, Options},
     explain::{Described, estimates, explain, taken_by},
     log,
+    probes::doctor,
     wire::{Fields, RequestHead},
 };
 
@@ -41,6 +42,13 @@ enum Command {
     },
     /// Shows which route, arms, deadlines and policy a request would meet.
     Explain(Explain),
+    /// Says which probes run here, which could, and what stands in the way of the others. Exits with 1 when one that the
+    /// file asks for cannot run.
+    Doctor {
+        /// The configuration file; without it nothing is asked for.
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Prints the JSON schema of the configuration file.
     Schema,
     /// Prints a configuration file with every setting, commented.
@@ -106,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run(arguments),
         Command::Check { file } => check(&file),
         Command::Explain(arguments) => explain_request(arguments),
+        Command::Doctor { config } => examine(config.as_deref()),
         Command::Schema => print(&format!("{:#}\n", outrigger_config::json_schema())),
         Command::Example => print(outrigger_config::EXAMPLE),
         Command::Completions { shell } => {
@@ -145,6 +154,16 @@ fn check(file: &Path) -> ExitCode {
         }
         Err(report) => fail(1, &report),
     }
+}
+
+fn examine(file: Option<&Path>) -> ExitCode {
+    let probes = match file.map(outrigger_config::load).transpose() {
+        Ok(config) => config.map(|config| config.probes).unwrap_or_default(),
+        Err(report) => return fail(1, &report),
+    };
+    let (text, is_fine) = doctor::examine(&probes);
+    print(&text);
+    if is_fine { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 fn summary(config: &Config) -> String {

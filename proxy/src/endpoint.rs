@@ -31,6 +31,7 @@ use crate::{
     clock,
     deadline::Patience,
     outlier::{Failure, Transition},
+    probes::{Follower, Probes},
     signal::agent::{Admin, Operating, Word},
     telemetry::metrics::{EndpointMetrics, Metrics},
     upstream::pool::Pool,
@@ -48,6 +49,8 @@ pub struct Endpoint {
     pub name: String,
     /// Connections that rest between requests.
     pub pool: Pool,
+    /// What has its connections followed in the kernel, if anything does.
+    pub follower: Option<Follower>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
     /// What is counted, learned and reported: what balancing compares.
@@ -74,13 +77,20 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(backend: &str, address: SocketAddr, peers: &Arc<Peers>, metrics: &Metrics) -> Self {
+    fn new(
+        backend: &str,
+        address: SocketAddr,
+        peers: &Arc<Peers>,
+        metrics: &Metrics,
+        probes: &Probes,
+    ) -> Self {
         let name = address.to_string();
         let now = clock::now();
         Endpoint {
             backend: backend.into(),
             address,
             pool: Pool::new(),
+            follower: probes.follower(backend, &name),
             metrics: metrics.endpoint(backend, &name),
             facts: Facts::new(xxh3_64(name.as_bytes()), now).among(peers),
             name,
@@ -326,6 +336,7 @@ impl Drop for InFlight {
 /// Every endpoint there is or lately was.
 pub struct Registry {
     metrics: Metrics,
+    probes: Arc<Probes>,
     known: Mutex<Known>,
 }
 
@@ -346,8 +357,8 @@ impl Registry {
     pub const KEPT_FOR: Duration = Duration::from_secs(600);
 
     /// A registry without endpoints.
-    pub fn new(metrics: Metrics) -> Self {
-        Registry { metrics, known: Mutex::default() }
+    pub fn new(metrics: Metrics, probes: Arc<Probes>) -> Self {
+        Registry { metrics, probes, known: Mutex::default() }
     }
 
     /// The series that endpoints are counted in.
@@ -363,7 +374,8 @@ impl Registry {
         let mut joined = Joined::Stayed;
         let entry = endpoints.entry((backend.to_owned(), address)).or_insert_with(|| {
             joined = Joined::New;
-            let endpoint = Arc::new(Endpoint::new(backend, address, peers, &self.metrics));
+            let endpoint =
+                Arc::new(Endpoint::new(backend, address, peers, &self.metrics, &self.probes));
             Entry { endpoint, left: None }
         });
         if entry.left.take().is_some() {

@@ -36,6 +36,7 @@ pub mod log;
 pub mod outcome;
 pub mod outlier;
 pub mod phase;
+pub mod probes;
 pub mod proxy;
 pub mod relay;
 pub mod reload;

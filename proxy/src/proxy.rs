@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::{
     drain::Drain,
     endpoint::Registry,
+    probes::Probes,
     reload::ReloadState,
     snapshot::Snapshot,
     telemetry::{access_log::AccessLog, metrics::Metrics},
@@ -25,6 +26,8 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// One line per request.
     pub access_log: AccessLog,
+    /// What the kernel is asked.
+    pub probes: Arc<Probes>,
     /// The shutdown.
     pub drain: Arc<Drain>,
     /// How the last reload went.

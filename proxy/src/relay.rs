@@ -582,6 +582,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
 
     /// The response is complete: the connection goes back to rest, if it can carry another request.
     pub fn finish(self, backend: &Backend) {
+        self.request.trail.followed = self.upstream.span(true);
         connect::rest(self.upstream, self.place.endpoint(), &backend.settings);
     }
 
@@ -617,6 +618,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
 
     /// No more is wanted from the endpoint; dropping its connection or stream tells it so.
     pub fn give_up(&mut self) {
+        self.request.trail.followed = self.upstream.span(false);
         self.upstream.cancel();
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     learning::Learning,
     outcome::Outcome,
     phase::{answer::Asked, batch::Solo, bound::Allowed},
+    probes::Span,
     relay::{Packer, Progress, Upload},
     signal::orca::Format,
     snapshot::{Route, Snapshot, auto_error_format},
@@ -108,6 +109,8 @@ pub struct Trail {
     pub tried: Vec<SocketAddr>,
     /// The last of them: where the response came from, if one came.
     pub endpoint: Option<Arc<Endpoint>>,
+    /// Which bytes of its connection to it the request was, where the kernel tells what became of them.
+    pub followed: Option<Span>,
     /// How long it waited for places; `None` when it did not have to.
     pub queued: Option<Duration>,
     /// How long the last connection took to make; `None` when it was used again.

@@ -55,6 +55,7 @@ const METRICS: &[(&str, &str)] = &[
     ("config_last_reload_success", "gauge"),
     ("config_last_reload_timestamp_seconds", "gauge"),
     ("draining", "gauge"),
+    ("probe_running", "gauge"),
     ("access_log_dropped_total", "counter"),
 ];
 

@@ -23,6 +23,7 @@ mod locality;
 mod logs;
 mod mirroring;
 mod policies;
+mod probes;
 mod prompts;
 mod redis;
 mod reload;

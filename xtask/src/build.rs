@@ -10,6 +10,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::ebpf;
 use crate::setup::{self, Need};
 use crate::shell::{cargo, run, shown};
 
@@ -23,7 +24,8 @@ pub(crate) struct Programs {
 }
 
 pub(crate) fn release() -> Result<()> {
-    setup::ensure(&[Need::Build])?;
+    setup::ensure(&[Need::Build, Need::Probes])?;
+    ebpf::build_if_possible();
     run(&mut cargo(&["build", "--release", "--locked", "--package", "outrigger"]))
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn programs() -> Result<Programs> {
 
 /// Cargo names what it built in JSON on its standard output; nobody has to guess the target folder.
 fn executables() -> Result<Vec<PathBuf>> {
+    ebpf::build_if_possible();
     let mut command = cargo(&["build", "--bins", "--message-format", "json-render-diagnostics"]);
     command.args(FAST).stdout(Stdio::piped());
     let line = shown(&command);

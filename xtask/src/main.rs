@@ -10,6 +10,7 @@ mod build;
 mod check;
 mod demo;
 mod deploy;
+mod ebpf;
 mod engine;
 mod fmt;
 mod schema;
@@ -32,8 +33,9 @@ usage: cargo xtask TASK [OPTIONS]
   test      install what the tests need and run them all
             --engine       instead: run a real llama-server behind Outrigger (builds it once)
             -- ARGS        passed on to cargo test, e.g. `cargo xtask test -- --package outrigger-config`
-  check     what CI runs: fmt, clippy, docs, deny, test, deploy, demo
-  build     the optimised binary, target/release/outrigger
+  check     what CI runs: fmt, probes, clippy, docs, deny, test, deploy, demo
+  build     the optimised binary with the probes in it, target/release/outrigger
+  ebpf      the probes' programs for the kernel, target/ebpf
   fmt       format the source
   schema    write config/schema.json again
   deploy    check deploy/: alert rules and their tests, the scrape configuration, the pod's configuration
@@ -57,6 +59,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
         Some("build") => plain(arguments, build::release),
         Some("check") => plain(arguments, check::run),
         Some("demo") => demo::run(arguments),
+        Some("ebpf") => plain(arguments, ebpf::build),
         Some("deploy") => plain(arguments, deploy::run),
         Some("fmt") => plain(arguments, fmt::write),
         Some("schema") => plain(arguments, schema::write),

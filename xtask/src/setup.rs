@@ -6,6 +6,7 @@
 
 mod apt;
 mod deny;
+pub(crate) mod probes;
 mod promtool;
 mod python;
 
@@ -24,9 +25,11 @@ pub(crate) enum Need {
     Clients,
     /// Check dependencies and deployment files.
     Checks,
+    /// Build the probes. What is missing for that is no error here.
+    Probes,
 }
 
-pub(crate) const EVERYTHING: &[Need] = &[Need::Build, Need::Clients, Need::Checks];
+pub(crate) const EVERYTHING: &[Need] = &[Need::Build, Need::Clients, Need::Checks, Need::Probes];
 
 /// Makes sure that everything is there, quietly when it is.
 ///
@@ -40,6 +43,9 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     if needs.contains(&Need::Checks) {
         promtool::ensure()?;
         deny::ensure()?;
+    }
+    if needs.contains(&Need::Probes) {
+        probes::ensure();
     }
     Ok(())
 }

@@ -8,12 +8,17 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace;
+use crate::{ebpf, workspace};
 
 /// Cargo of the toolchain that runs this, in the repository's root.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(workspace::root());
+    // The same for every job: what is embedded decides whether the proxy has to be built again.
+    let probes = ebpf::folder();
+    if probes.is_dir() {
+        command.env(ebpf::VARIABLE, probes);
+    }
     command
 }
 
@@ -51,7 +56,8 @@ pub(crate) fn found(name: &str) -> Option<PathBuf> {
 pub(crate) fn shown(command: &Command) -> String {
     let mut line = String::new();
     for (name, value) in command.get_envs() {
-        let value = value.unwrap_or_default();
+        // What is taken away is what this program was started with, and not there in a shell.
+        let Some(value) = value else { continue };
         let _ = write!(line, "{}={} ", name.to_string_lossy(), quoted(value));
     }
     line.push_str(&typed_name(command.get_program()));
@@ -86,7 +92,7 @@ mod tests {
     #[test]
     fn a_shown_command_can_be_pasted_into_a_shell() {
         let mut command = Command::new("/opt/toolchain/bin/cargo");
-        command.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "it's", ""]);
+        command.env("RUSTDOCFLAGS", "-D warnings").env_remove("CARGO").args(["doc", "it's", ""]);
         assert_eq!(shown(&command), r"RUSTDOCFLAGS='-D warnings' cargo doc 'it'\''s' ''");
     }
 }

@@ -250,11 +250,11 @@ fn what_a_reload_cannot_change_is_named() {
     assert_eq!(changed_restart_settings(&old, &new), Vec::<&str>::new());
     let new = read(&format!(
         "{SMALL}listeners: [{{ address: '[::]:80' }}]\nadmin: {{ address: 127.0.0.1:81 }}\n\
-         runtime: {{ threads: 2, upgrade_socket: /x }}"
+         runtime: {{ threads: 2, upgrade_socket: /x }}\nprobes: {{ requests: true }}"
     ));
     assert_eq!(
         changed_restart_settings(&old, &new),
-        ["listeners", "admin.address", "runtime.threads", "runtime.upgrade_socket"]
+        ["listeners", "admin.address", "runtime.threads", "probes", "runtime.upgrade_socket"]
     );
 }
 

@@ -169,6 +169,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         self.request.trail.attempts += 1;
         self.request.trail.tried.push(place.endpoint().address);
         self.request.trail.endpoint = Some(Arc::clone(place.endpoint()));
+        self.request.trail.followed = None;
         match self.exchange_over(place, Reuse::Allowed).await {
             // The endpoint closed a resting connection just as it was taken: nothing is known about the endpoint.
             Err(Miss::Stale(place)) => self.exchange_over(place, Reuse::Forbidden).await,

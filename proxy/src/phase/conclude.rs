@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 use crate::{
     clock,
     outcome::Outcome,
+    probes::Follower,
     request::Request,
     snapshot::Action,
     telemetry::{
-        access_log::{AccessLog, Record},
+        access_log::{AccessLog, Kept, Record},
         metrics::HedgeResult,
     },
 };
@@ -25,10 +26,25 @@ pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
     let first_byte = request.progress.first_byte_after(request.start);
     let status = request.trail.status.or(outcome.status()).unwrap_or(CLIENT_GONE);
     count(request, outcome, status, duration, first_byte);
-    if log.is_on() {
-        log.write(&record(request, outcome, status, duration, first_byte));
+    let line = || record(request, outcome, status, duration, first_byte);
+    match follower(request, first_byte) {
+        // Its line is written when the kernel's part of its timeline is known.
+        Some(follower) => {
+            let line = log.is_on().then(|| Box::new(Kept::of(&line())));
+            if let Err(Some(line)) = follower.ended(request.trail.followed, line) {
+                log.write(&line.with(None));
+            }
+        }
+        None if log.is_on() => log.write(&line()),
+        None => {}
     }
     follow_up(request, outcome);
+}
+
+/// What follows it in the kernel, if it was sent to an endpoint that is followed.
+fn follower(request: &Request, first_byte: Option<Duration>) -> Option<&Follower> {
+    let follower = request.trail.endpoint.as_ref()?.follower.as_ref()?;
+    (request.trail.followed.is_some() || first_byte.is_some()).then_some(follower)
 }
 
 /// What happens beside the request, once it is known how it ended.
@@ -120,6 +136,7 @@ fn record<'a>(
         tokens_in: summary.tokens_in,
         tokens_out: summary.tokens_out,
         user_agent: fields.get("user-agent").unwrap_or(b""),
+        app: None,
     }
 }
 

@@ -25,9 +25,11 @@ use crossbeam_queue::ArrayQueue;
 use outrigger_config::validated::{AccessLog as Settings, LogFormat, LogPath};
 
 use super::instruments::Counter;
+pub use kept::Kept;
 use line::Layout;
 pub use line::Record;
 
+mod kept;
 mod line;
 
 /// How the queue and its writer are sized.

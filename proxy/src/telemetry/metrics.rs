@@ -17,6 +17,7 @@ mod answers;
 mod labels;
 mod outcomes;
 mod page;
+mod probes;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use crate::outlier::Reason as EjectionReason;
 pub use admission::*;
 pub use answers::*;
 pub use labels::*;
+pub use probes::*;
 pub use traffic::*;
 pub use upstream::*;
 
@@ -82,6 +84,8 @@ struct Inner {
     redis: Handles<0, RedisMetrics>,
     answers: Handles<1, AnswerMetrics>,
     store: Arc<StoreMetrics>,
+    follow: Arc<FollowMetrics>,
+    apps: Handles<2, AppMetrics>,
 }
 
 impl Metrics {
@@ -106,6 +110,8 @@ impl Metrics {
             redis: Handles::default(),
             answers: Handles::default(),
             store: Arc::default(),
+            follow: Arc::default(),
+            apps: Handles::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -190,6 +196,7 @@ impl Metrics {
     /// use it without effect.
     pub fn forget_endpoint(&self, backend: &str, endpoint: &str) {
         self.inner.endpoints.forget([backend, endpoint]);
+        self.inner.apps.forget([backend, endpoint]);
     }
 
     /// The handle of a backend.
@@ -244,6 +251,18 @@ impl Metrics {
         self.inner.redis.forget([]);
     }
 
+    /// What concerns the probe that follows requests.
+    #[must_use]
+    pub fn follow(&self) -> Arc<FollowMetrics> {
+        Arc::clone(&self.inner.follow)
+    }
+
+    /// The handle of what the kernel sees of an endpoint.
+    #[must_use]
+    pub fn app(&self, backend: &str, endpoint: &str) -> Arc<AppMetrics> {
+        self.inner.apps.get([backend, endpoint], |_| AppMetrics::default())
+    }
+
     /// The handle of a listener, by its address as configured.
     #[must_use]
     pub fn listener(&self, listener: &str) -> Arc<ListenerMetrics> {
@@ -280,6 +299,8 @@ impl Collector for Walker {
         self.inner.batches.for_each(|batches, labels| batches.write(labels, &mut page));
         self.inner.redis.for_each(|redis, _| redis.write(&mut page));
         self.inner.answers.for_each(|answers, labels| answers.write(labels, &mut page));
+        self.inner.follow.write(&mut page);
+        self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {
             self.inner.store.write(&mut page);

@@ -38,7 +38,9 @@ pub async fn connect(
     }
     match protocol {
         Protocol::Http1 => {
-            Ok((fresh(endpoint.address, protocol, limit).await?, UpstreamConnection::Opened))
+            let follower = endpoint.follower.as_ref();
+            let conn = dial::http1(endpoint.address, limit, follower).await?;
+            Ok((Upstream::H1(conn), UpstreamConnection::Opened))
         }
         Protocol::H2c => {
             let connection = dial::h2c(endpoint.address, limit).await?;
@@ -69,7 +71,7 @@ pub async fn fresh(
     limit: Option<Duration>,
 ) -> Result<Upstream, DialError> {
     match protocol {
-        Protocol::Http1 => dial::http1(address, limit).await.map(Upstream::H1),
+        Protocol::Http1 => dial::http1(address, limit, None).await.map(Upstream::H1),
         Protocol::H2c => {
             let connection = dial::h2c(address, limit).await?;
             Ok(Upstream::H2(Box::new(ClientStream::new(connection))))

@@ -7,7 +7,10 @@ use h2::client::SendRequest;
 use pingora_core::protocols::{Stream, l4::stream::Stream as L4Stream};
 use tokio::net::TcpStream;
 
-use crate::wire::h1::{ClientConn, Conn};
+use crate::{
+    probes::Follower,
+    wire::h1::{ClientConn, Conn},
+};
 
 /// Credit an HTTP/2 endpoint has per stream and per connection, in bytes.
 const WINDOW: u32 = 1024 * 1024;
@@ -32,16 +35,24 @@ impl std::fmt::Display for DialError {
 
 impl std::error::Error for DialError {}
 
-/// Connects for HTTP/1.1.
+/// Connects for HTTP/1.1, and has the connection followed.
 ///
 /// # Errors
 /// [`DialError`] when there is no connection within `limit`.
 pub async fn http1(
     address: SocketAddr,
     limit: Option<Duration>,
+    follower: Option<&Follower>,
 ) -> Result<Box<ClientConn>, DialError> {
-    let stream = bounded(limit, tcp(address)).await?;
-    Ok(Box::new(ClientConn::new(Conn::new(stream))))
+    #[cfg(test)]
+    if let Some(dialling) = crate::simulation::network::dial(address) {
+        let conn = Conn::new(bounded(limit, dialling).await?);
+        return Ok(Box::new(ClientConn::new(conn, None)));
+    }
+    let stream = bounded(limit, socket(address)).await?;
+    let watch = follower.and_then(|follower| follower.follow(stream.local_addr().ok()?, address));
+    let conn = Conn::new(Box::new(L4Stream::from(stream)));
+    Ok(Box::new(ClientConn::new(conn, watch)))
 }
 
 /// Connects and shakes hands for HTTP/2. The connection is driven by a task of its own until its last stream ends.
@@ -79,9 +90,13 @@ pub async fn tcp(address: SocketAddr) -> io::Result<Stream> {
     if let Some(dialling) = crate::simulation::network::dial(address) {
         return dialling.await;
     }
+    Ok(Box::new(L4Stream::from(socket(address).await?)))
+}
+
+async fn socket(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    Ok(Box::new(L4Stream::from(stream)))
+    Ok(stream)
 }
 
 async fn bounded<T>(

@@ -3,6 +3,7 @@
 use std::task::{Context, Poll};
 
 use super::{Frame, RequestHead, ResponseHead, Side, WireError, h1::ClientConn, h2::ClientStream};
+use crate::probes::Span;
 
 /// The endpoint of one attempt.
 pub enum Upstream {
@@ -41,6 +42,14 @@ impl Upstream {
         match self {
             Upstream::H1(conn) => conn.has_heard(),
             Upstream::H2(stream) => stream.has_heard(),
+        }
+    }
+
+    /// Which bytes of its connection the present request is so far, where the kernel tells what becomes of them.
+    pub fn span(&self, complete: bool) -> Option<Span> {
+        match self {
+            Upstream::H1(conn) => conn.span(complete),
+            Upstream::H2(_) => None,
         }
     }
 

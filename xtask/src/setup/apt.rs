@@ -63,7 +63,7 @@ fn is_here(name: &str) -> bool {
     }
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+pub(super) fn install(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if !is_debian() {
         bail!("install these with your package manager (Debian's names): {list}");

@@ -17,6 +17,7 @@ use memchr::memchr;
 use outrigger_config::validated::LogField;
 
 use crate::outcome::Outcome;
+use crate::probes::Timeline;
 
 /// Longest text of one field in bytes, before escaping.
 const LONGEST: usize = 1024;
@@ -78,6 +79,8 @@ pub struct Record<'a> {
     pub tokens_out: Option<u64>,
     /// The `user-agent`.
     pub user_agent: &'a [u8],
+    /// What the kernel saw of it.
+    pub app: Option<Timeline>,
 }
 
 impl Default for Record<'_> {
@@ -111,6 +114,7 @@ impl Default for Record<'_> {
             tokens_in: None,
             tokens_out: None,
             user_agent: b"",
+            app: None,
         }
     }
 }
@@ -146,6 +150,15 @@ impl Layout {
         }
         out.push(b'\n');
     }
+}
+
+/// Appends how long a step took that the kernel saw.
+fn app(
+    record: &Record<'_>,
+    step: impl Fn(&Timeline) -> Option<Duration>,
+    out: &mut Vec<u8>,
+) -> bool {
+    record.app.as_ref().and_then(step).is_some_and(|took| millis(out, took))
 }
 
 fn json(fields: &[(LogField, Box<[u8]>)], record: &Record<'_>, out: &mut Vec<u8>) {
@@ -197,6 +210,13 @@ fn value(field: LogField, record: &Record<'_>, out: &mut Vec<u8>) -> bool {
         LogField::TokensIn => record.tokens_in.is_some_and(|tokens| number(out, tokens)),
         LogField::TokensOut => record.tokens_out.is_some_and(|tokens| number(out, tokens)),
         LogField::UserAgent => text(out, record.user_agent),
+        LogField::AppSocketWaitMs => app(record, Timeline::socket_wait, out),
+        LogField::AppFirstByteMs => app(record, Timeline::first_byte, out),
+        LogField::AppAnswerMs => app(record, Timeline::answer, out),
+        LogField::AppPid => {
+            let read = record.app.filter(|app| app.picked.is_some());
+            read.is_some_and(|app| number(out, u64::from(app.process)))
+        }
     }
 }
 
@@ -465,7 +485,7 @@ impl Text<'_> {
 }
 
 /// The fields without a column.
-const NAMED: [LogField; 12] = [
+const NAMED: [LogField; 16] = [
     LogField::Model,
     LogField::Chunks,
     LogField::Attempts,
@@ -478,6 +498,10 @@ const NAMED: [LogField; 12] = [
     LogField::RequestId,
     LogField::TraceId,
     LogField::UserAgent,
+    LogField::AppSocketWaitMs,
+    LogField::AppFirstByteMs,
+    LogField::AppAnswerMs,
+    LogField::AppPid,
 ];
 
 /// Escaped like JSON, without quotes.
@@ -546,6 +570,17 @@ pub(super) mod tests {
             tokens_in: Some(12),
             tokens_out: Some(340),
             user_agent: b"OpenAI/Python 1.0",
+            app: Some(Timeline {
+                arrived: Some(1_000_000),
+                picked: Some(26_104_000),
+                read: Some(26_104_000),
+                first_write: Some(30_104_500),
+                last_write: Some(1_030_104_500),
+                bytes_in: 1400,
+                bytes_out: 46_000,
+                process: 4242,
+                thread: 4243,
+            }),
         }
     }
 
@@ -568,7 +603,8 @@ pub(super) mod tests {
             r#""first_byte_ms":35.007,"deadline_ms":1250.000,"upstream_connect_ms":0.090,"queued_ms":12.500,"#,
             r#""attempts":2,"hedge":"won","bytes_in":1234,"#,
             r#""bytes_out":45678,"chunks":340,"tokens_in":12,"tokens_out":340,"#,
-            r#""user_agent":"OpenAI/Python 1.0"}"#,
+            r#""user_agent":"OpenAI/Python 1.0","app_socket_wait_ms":25.104,"#,
+            r#""app_first_byte_ms":4.000,"app_answer_ms":1000.000,"app_pid":4242}"#,
             "\n",
         );
         assert_eq!(render(&Layout::json(LogField::ALL), &sample()), expected);
@@ -600,7 +636,8 @@ pub(super) mod tests {
             upstream_connect_ms=0.090 queued_ms=12.500 \
             protocol=\"HTTP/1.1\" client=\"10.0.0.9\" \
             request_id=\"0a1b2c3d4e5f60718293a4b5c6d7e8f9\" \
-            trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" user_agent=\"OpenAI/Python 1.0\"\n";
+            trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" user_agent=\"OpenAI/Python 1.0\" \
+            app_socket_wait_ms=25.104 app_first_byte_ms=4.000 app_answer_ms=1000.000 app_pid=4242\n";
         assert_eq!(render(&Layout::text(LogField::ALL, false), &sample()), expected);
     }
 

@@ -423,6 +423,22 @@ label_values! {
 }
 
 label_values! {
+    /// How much the kernel saw of a request.
+    TimelineResult {
+        /// Every step.
+        Complete "complete",
+        /// Some steps.
+        Partial "partial",
+        /// Nothing.
+        Missing "missing",
+        /// The response broke off, and no more steps were to be expected.
+        BrokenOff "broken_off",
+        /// Its connection is not followed: it carries several requests at once, or there were too many connections.
+        Unattributed "unattributed",
+    }
+}
+
+label_values! {
     /// How a health check, a name look-up or a reload ended.
     Verdict {
         /// As it should.

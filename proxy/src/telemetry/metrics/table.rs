@@ -77,6 +77,12 @@ pub(super) const STORE: Bounds = Bounds::micros(&[
     50_000, 100_000, 200_000, 500_000, 1_000_000,
 ]);
 
+/// What the kernel sees: from a read at once to a loop that is blocked. 10 µs to one minute.
+pub(super) const APP: Bounds = Bounds::micros(&[
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
+    500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000,
+]);
+
 /// One line of the table below.
 pub(super) struct Declaration {
     pub(super) name: &'static str,
@@ -253,6 +259,18 @@ declare! {
         "When the configuration was last loaded, or tried to be, in Unix time.";
     Draining GAUGE "draining" []
         "1 while the proxy is about to stop, else 0.";
+    ProbeRunning GAUGE "probe_running" ["probe"]
+        "1 while a probe runs, else 0; `outrigger doctor` says why.";
+    ProbeLost COUNTER "probe_lost_total" ["what"]
+        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join.";
+    AppSocketWait HISTOGRAM "app_socket_wait_seconds" ["backend" "endpoint"]
+        "Time that requests lay in the application's socket before it read them, as the kernel saw it.";
+    AppFirstByte HISTOGRAM "app_first_byte_seconds" ["backend" "endpoint"]
+        "Time from the application's first read of a request to its first write, as the kernel saw it.";
+    AppAnswer HISTOGRAM "app_answer_seconds" ["backend" "endpoint"]
+        "Time from the application's first write of an answer to its last, as the kernel saw it.";
+    AppTimelines COUNTER "app_timelines_total" ["backend" "endpoint" "result"]
+        "Requests that an endpoint had, by how much of them the kernel saw.";
     AccessLogDropped COUNTER "access_log_dropped_total" []
         "Access-log lines lost because they could not be written fast enough, or at all.";
 }

@@ -12,7 +12,10 @@ use super::{
     body::{Decoder, Encoding},
     parse::{self, HeadLimits, MAX_FIELDS},
 };
-use crate::wire::{BodyLength, Frame, RequestHead, ResponseHead, Side, WireError};
+use crate::{
+    probes::{Span, Watch},
+    wire::{BodyLength, Frame, RequestHead, ResponseHead, Side, WireError},
+};
 
 /// Engines are trusted further than clients, yet not without bound.
 const LIMITS: HeadLimits = HeadLimits { bytes: 256 * 1024, fields: MAX_FIELDS };
@@ -30,13 +33,16 @@ pub struct ClientConn {
     request_ended: bool,
     keep_alive: bool,
     answered: bool,
+    /// The kernel tells what the endpoint does with what is sent.
+    watch: Option<Watch>,
 }
 
 impl ClientConn {
-    /// A connection that has just been dialled.
-    pub fn new(conn: Conn) -> Self {
+    /// A connection that has just been dialled, and is followed or not.
+    pub fn new(conn: Conn, watch: Option<Watch>) -> Self {
         ClientConn {
             conn,
+            watch,
             decoder: Decoder::Done,
             encoding: Encoding::Plain,
             seen: 0,
@@ -56,6 +62,9 @@ impl ClientConn {
 
     /// Queues the head of a request. `head.fields` must hold no hop-by-hop fields but `upgrade` and `te`.
     pub fn send_head(&mut self, head: &RequestHead) {
+        if let Some(watch) = &mut self.watch {
+            watch.begin();
+        }
         self.method = head.method.clone();
         self.upgrading = head.fields.contains("upgrade");
         (self.upgraded, self.request_ended, self.answered) = (false, false, false);
@@ -155,6 +164,19 @@ impl ClientConn {
             && !self.conn.read_closed
     }
 
+    /// Which bytes of the connection the present request is so far, if that is followed.
+    pub fn span(&self, complete: bool) -> Option<Span> {
+        self.watch.as_ref().map(|watch| watch.span(complete))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        let Some(watch) = &mut self.watch else { return self.conn.poll_flush(cx) };
+        let before = self.conn.queued();
+        let result = self.conn.poll_flush(cx);
+        watch.sent(before - self.conn.queued());
+        result
+    }
+
     /// Gives buffers back before the connection rests in the pool.
     pub fn rest(&mut self) {
         self.conn.release_buffers();
@@ -177,7 +199,7 @@ impl Side for ClientConn {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        ready!(self.conn.poll_flush(cx))?;
+        ready!(self.poll_write(cx))?;
         if self.upgraded && self.request_ended {
             ready!(self.conn.poll_shutdown(cx))?;
         }

@@ -1,0 +1,242 @@
+//! Follows requests through the sockets of the application.
+//!
+//! Hooks: the tracepoints `tcp_probe` (a segment has come), `sock_recv_length` (something was read), `sock_send_length`
+//! (something was written) and `tcp_destroy_sock` (a connection is gone), by their types in the kernel's BTF (`tp_btf`), so
+//! that no tracefs has to be mounted.
+//! Kernel: 6.3, which has the two in the middle, built with BTF.
+//! Capabilities: CAP_BPF and CAP_PERFMON.
+//! Cost per event: see `ebpf/README.md`; a socket of another network namespace costs a look at its namespace, one that is
+//! not followed a look into the map more.
+//!
+//! User space registers the connections of the proxy in `CONNECTIONS` before it sends on them, and nothing is done for any
+//! other. When the next burst comes, or the connection ends, the burst before goes into the ring, without waking anyone.
+//! The burst under way is in the map for everyone to look up. What is decided is in `outrigger_probes::Connection`; here it
+//! is only fetched.
+
+#![no_std]
+#![no_main]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "the macros make public functions of their own, without a word"
+)]
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    macros::{btf_tracepoint, map},
+    maps::{HashMap, PerCpuArray, RingBuf},
+    programs::BtfTracePointContext,
+};
+use outrigger_probes::{Burst, Connection, Fact, fold_v6, key};
+
+/// Connections that can be followed at once: about 2 MiB of the kernel's memory.
+const CONNECTIONS_MOST: u32 = 16_384;
+
+/// Room for 10,000 bursts, which is half a second of 20,000 requests per second.
+const RING_BYTES: u32 = 1 << 20;
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// Nothing was taken out of the socket by such a read.
+const MSG_PEEK: i32 = 2;
+
+/// The facts of [`Fact`], put in before loading.
+#[unsafe(no_mangle)]
+static FACTS: [u32; Fact::COUNT] = [0; Fact::COUNT];
+
+/// The connections that are followed, by [`key`].
+#[map]
+static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(CONNECTIONS_MOST, 0);
+
+/// Bursts that have ended.
+#[map]
+static BURSTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// Bursts for which there was no room.
+#[map]
+static DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// A socket of the kernel.
+#[derive(Clone, Copy)]
+struct Socket(*const u8);
+
+/// Both ends of a socket, but for its own port.
+struct Ends {
+    peer_port: u16,
+    address: u32,
+}
+
+impl Ends {
+    #[inline(always)]
+    fn key(&self, own_port: u16) -> u64 {
+        key(self.peer_port, own_port, self.address)
+    }
+}
+
+/// A segment has come for an established connection.
+#[btf_tracepoint(function = "tcp_probe")]
+fn arrived(ctx: BtfTracePointContext) -> i32 {
+    let socket = Socket(ctx.arg(0));
+    let Some(connection) = socket.followed() else { return 0 };
+    if !has_data(ctx.arg(1)) {
+        return 0;
+    }
+    let Some(offset) = socket.read(Fact::BytesReceived) else { return 0 };
+    let Some(sequence) = socket.read(Fact::WriteSequence) else { return 0 };
+    // SAFETY: the kernel helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(burst) = connection.arrives(now, offset, sequence) {
+        tell(burst);
+    }
+    0
+}
+
+/// Something was read from a socket, or could not be.
+#[btf_tracepoint(function = "sock_recv_length")]
+fn received(ctx: BtfTracePointContext) -> i32 {
+    let (length, flags): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    if length <= 0 || flags & MSG_PEEK != 0 {
+        return 0;
+    }
+    let socket = Socket(ctx.arg(0));
+    let Some(connection) = socket.followed() else { return 0 };
+    let Some(sequence) = socket.read(Fact::WriteSequence) else { return 0 };
+    // SAFETY: the kernel helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    connection.is_read(now, length as u64, bpf_get_current_pid_tgid(), sequence);
+    0
+}
+
+/// Something was written to a socket, or could not be.
+#[btf_tracepoint(function = "sock_send_length")]
+fn sent(ctx: BtfTracePointContext) -> i32 {
+    let length: i32 = ctx.arg(1);
+    if length <= 0 {
+        return 0;
+    }
+    let socket = Socket(ctx.arg(0));
+    let Some(connection) = socket.followed() else { return 0 };
+    let Some(sequence) = socket.read(Fact::WriteSequence) else { return 0 };
+    // SAFETY: the kernel helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    connection.is_written(now, length as u64, sequence);
+    0
+}
+
+/// A connection is gone.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn destroyed(ctx: BtfTracePointContext) -> i32 {
+    let socket = Socket(ctx.arg(0));
+    let Some(ends) = socket.ends() else { return 0 };
+    // By now the socket has given its port back, but still knows which one it was.
+    let Some(port) = socket.read(Fact::FormerPort).map(u16::from_be) else { return 0 };
+    let key = ends.key(port);
+    let Some(connection) = CONNECTIONS.get_ptr_mut(key) else { return 0 };
+    // SAFETY: as in `Socket::followed`.
+    let connection = unsafe { &mut *connection };
+    if connection.has_begun() {
+        tell(connection.burst());
+    }
+    // It may have been registered anew, which cannot be while its ports are in use.
+    let _ = CONNECTIONS.remove(key);
+    0
+}
+
+/// Whether the segment has more than its header.
+fn has_data(segment: *const u8) -> bool {
+    // SAFETY: a pointer that the kernel passed, to a type of which BTF said where the fields are; the verifier checks it.
+    let (length, header) = unsafe {
+        let length = *segment.add(fact(Fact::SegmentLength) as usize).cast::<u32>();
+        (length, *segment.add(fact(Fact::SegmentData) as usize).cast::<*const u8>())
+    };
+    // The upper half of the thirteenth byte counts the words of a TCP header.
+    // SAFETY: the helper checks the address.
+    let words = unsafe { bpf_probe_read_kernel(header.wrapping_add(12)) };
+    words.is_ok_and(|words: u8| length > u32::from(words >> 4) * 4)
+}
+
+impl Socket {
+    /// Its connection, if it is one of the proxy's.
+    #[inline(always)]
+    fn followed(self) -> Option<&'static mut Connection> {
+        let ends = self.ends()?;
+        let connection = CONNECTIONS.get_ptr_mut(ends.key(self.typed(Fact::OwnPort)))?;
+        // SAFETY: the map's memory stays while the program runs. Others may write it at the same time; all words are
+        // numbers, of which every value is one.
+        Some(unsafe { &mut *connection })
+    }
+
+    /// Whom it talks with at which address, if it may be a server of ours at all.
+    #[inline(always)]
+    fn ends(self) -> Option<Ends> {
+        let family: u16 = self.typed(Fact::Family);
+        if (family != AF_INET && family != AF_INET6) || !self.is_in_own_namespace() {
+            return None;
+        }
+        let address = match family {
+            AF_INET => self.typed(Fact::OwnAddress),
+            _ => fold_v6(self.read(Fact::OwnAddressV6)?),
+        };
+        let peer_port: u16 = self.typed(Fact::PeerPort);
+        Some(Ends { peer_port: u16::from_be(peer_port), address })
+    }
+
+    #[inline(always)]
+    fn is_in_own_namespace(self) -> bool {
+        let namespace: *const u8 = self.typed(Fact::Namespace);
+        // SAFETY: as in `typed`.
+        let number = unsafe { *namespace.add(fact(Fact::NamespaceNumber) as usize).cast::<u32>() };
+        number == fact(Fact::OwnNamespace)
+    }
+
+    /// A field of the `sock` that the tracepoint has passed, which the verifier knows the type of.
+    #[inline(always)]
+    fn typed<T: Copy>(self, field: Fact) -> T {
+        // SAFETY: a pointer that the kernel passed, to a type of which BTF said where the fields are; the verifier
+        // checks that there is such a field.
+        unsafe { *self.0.add(fact(field) as usize).cast::<T>() }
+    }
+
+    /// A field of what the verifier does not know the socket to be.
+    #[inline(always)]
+    fn read<T>(self, field: Fact) -> Option<T> {
+        let address = self.0.wrapping_add(fact(field) as usize).cast::<T>();
+        // SAFETY: the helper checks the address.
+        unsafe { bpf_probe_read_kernel(address) }.ok()
+    }
+}
+
+#[inline(always)]
+fn fact(fact: Fact) -> u32 {
+    let place = &raw const FACTS;
+    // SAFETY: inside the array. Volatile, for the loader changes what the compiler takes for a constant.
+    unsafe { place.cast::<u32>().add(fact as usize).read_volatile() }
+}
+
+#[inline(always)]
+fn tell(burst: Burst) {
+    match BURSTS.reserve::<Burst>(0) {
+        Some(mut place) => {
+            place.write(burst);
+            place.submit(u64::from(BPF_RB_NO_WAKEUP));
+        }
+        None => {
+            if let Some(dropped) = DROPPED.get_ptr_mut(0) {
+                // SAFETY: memory of this CPU's own.
+                unsafe { *dropped += 1 };
+            }
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lets helpers that read its memory be called by programs only that may be had under the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,39 @@
+//! What a program has to be told of the kernel it runs in: where fields lie, and which network namespace is ours.
+
+/// One number of the table that a program is loaded with. Offsets are in bytes from the start of the structure, and come
+/// from the kernel's own type information (BTF).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Fact {
+    /// `sock_common.skc_rcv_saddr`: the own IPv4 address.
+    OwnAddress,
+    /// `sock_common.skc_v6_rcv_saddr`: the own IPv6 address.
+    OwnAddressV6,
+    /// `sock_common.skc_num`: the own port, in the order of the host.
+    OwnPort,
+    /// `inet_sock.inet_sport`: the port that the socket had before it was closed, in the order of the network.
+    FormerPort,
+    /// `sock_common.skc_dport`: the peer's port, in the order of the network.
+    PeerPort,
+    /// `sock_common.skc_family`.
+    Family,
+    /// `sock_common.skc_net`: the network namespace.
+    Namespace,
+    /// `net.ns.inum`: the number of a network namespace.
+    NamespaceNumber,
+    /// `tcp_sock.bytes_received`: bytes of the stream before the present segment.
+    BytesReceived,
+    /// `tcp_sock.write_seq`: the sequence number after the last byte that was written.
+    WriteSequence,
+    /// `sk_buff.len`: bytes of the segment with its TCP header.
+    SegmentLength,
+    /// `sk_buff.data`: where its TCP header is.
+    SegmentData,
+    /// No offset but the number of the proxy's network namespace.
+    OwnNamespace,
+}
+
+impl Fact {
+    /// How many there are.
+    pub const COUNT: usize = Self::OwnNamespace as usize + 1;
+}

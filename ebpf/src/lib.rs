@@ -1,0 +1,18 @@
+//! What both sides of the kernel boundary share: records, keys, and how one request's facts are put together.
+//!
+//! The programs (`src/bin`) only fetch numbers from the kernel and call what is here; user space reads the same records
+//! back. So the decisions can be tested without a kernel, and neither side can misread the other.
+//!
+//! Left out: loading, attaching, joining with the proxy's requests. That is `proxy/src/probes`.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod connection;
+mod kernel;
+mod key;
+mod record;
+
+pub use connection::{Burst, Connection};
+pub use kernel::Fact;
+pub use key::{fold_v6, key};

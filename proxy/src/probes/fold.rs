@@ -1,0 +1,335 @@
+//! Joins what the kernel saw with the requests that the proxy knows.
+//!
+//! The kernel tells bursts of a connection by the offset of their first byte; the proxy knows from which byte to which a
+//! request was sent. So the bursts of a request are those whose offsets lie in its span. They come late: a burst is told
+//! when the next one begins or the connection ends, and until then it lies in the map, where it is looked up. A write may
+//! be seen after the proxy has its bytes already, so a request is looked at when it has been over for a round, and again in
+//! every round until all was seen or [`PATIENCE`] is over.
+//!
+//! A pure core: no kernel, no clock. A round is a call of [`Fold::round`].
+
+use std::collections::{HashMap, VecDeque};
+
+use outrigger_probes::Burst;
+
+use super::timeline::{Timeline, merge};
+
+/// Rounds for which the missing steps of a request are waited for: half a second, in which a processor that is fought over
+/// lets everybody on.
+const PATIENCE: u32 = 25;
+
+/// Rounds for which a connection that was closed is remembered: its requests may end after it.
+const AFTERLIFE: u32 = 50;
+
+/// Bursts of a connection that are kept for requests that have not ended: a WebSocket's are without number, and are folded
+/// into one beyond this. Those of requests that have ended are not: they wait for the next round, and are many under load.
+const MOST_BURSTS: usize = 256;
+
+/// Which bytes of which connection a request was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The connection, as it was registered.
+    pub connection: u64,
+    /// Its key in the map.
+    pub key: u64,
+    /// Bytes sent on it before the request.
+    pub start: u64,
+    /// Bytes sent on it with the request.
+    pub end: u64,
+    /// The response came to its end, so that all steps must have been taken.
+    pub complete: bool,
+}
+
+impl Span {
+    fn has(&self, burst: &Burst) -> bool {
+        burst.connection == self.connection && (self.start..self.end).contains(&burst.offset)
+    }
+}
+
+/// What is heard of connections, and the requests that wait for it; `T` comes back with the timeline of a request.
+pub(super) struct Fold<T> {
+    connections: HashMap<u64, Heard>,
+    waiting: VecDeque<Waiting<T>>,
+    closed: VecDeque<(u32, u64)>,
+    round: u32,
+    patience: u32,
+}
+
+#[derive(Default)]
+struct Heard {
+    /// In order of their offsets.
+    bursts: Vec<Burst>,
+    /// Up to which byte requests have ended.
+    ended: u64,
+}
+
+struct Waiting<T> {
+    span: Span,
+    since: u32,
+    whose: T,
+}
+
+impl<T> Fold<T> {
+    /// Nothing heard yet.
+    pub(super) fn new() -> Self {
+        Fold {
+            connections: HashMap::new(),
+            waiting: VecDeque::new(),
+            closed: VecDeque::new(),
+            round: 0,
+            patience: PATIENCE,
+        }
+    }
+
+    /// A connection was registered.
+    pub(super) fn opened(&mut self, connection: u64) {
+        self.connections.insert(connection, Heard::default());
+    }
+
+    /// A connection was closed by the proxy.
+    pub(super) fn closed(&mut self, connection: u64) {
+        self.closed.push_back((self.round, connection));
+    }
+
+    /// The kernel told of a burst. Those of connections that are forgotten are.
+    pub(super) fn heard(&mut self, burst: Burst) {
+        let Some(Heard { bursts, ended }) = self.connections.get_mut(&burst.connection) else {
+            return;
+        };
+        let is_full = bursts.len() >= MOST_BURSTS;
+        match bursts.last_mut() {
+            Some(last) if is_full && last.offset >= *ended => merge(last, &burst),
+            _ => bursts.push(burst),
+        }
+    }
+
+    /// A request has ended.
+    pub(super) fn ended(&mut self, span: Span, whose: T) {
+        if let Some(heard) = self.connections.get_mut(&span.connection) {
+            heard.ended = span.end;
+        }
+        self.waiting.push_back(Waiting { span, since: self.round, whose });
+    }
+
+    /// From now on nothing is waited for: in two rounds every request has what is known of it.
+    pub(super) fn hurry(&mut self) {
+        self.patience = 0;
+    }
+
+    /// Whether nobody waits for anything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.closed.is_empty()
+    }
+
+    /// Hands over every request of which all is known, or as much as will be; `look_up` tells the burst under way of a
+    /// connection by its key. What was heard must have been told before.
+    pub(super) fn round(
+        &mut self,
+        mut look_up: impl FnMut(u64) -> Option<Burst>,
+        mut done: impl FnMut(T, Span, Option<Timeline>),
+    ) {
+        for _ in 0..self.waiting.len() {
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            let age = self.round.wrapping_sub(waiting.since);
+            if age == 0 {
+                self.waiting.push_back(waiting);
+                continue;
+            }
+            let timeline = self.timeline(&waiting.span, &mut look_up);
+            let is_known = timeline.is_some_and(|it| it.is_complete());
+            let is_over = is_known || !waiting.span.complete || age >= self.patience;
+            if is_over {
+                self.forget_until(&waiting.span);
+                done(waiting.whose, waiting.span, timeline);
+            } else {
+                self.waiting.push_back(waiting);
+            }
+        }
+        self.round = self.round.wrapping_add(1);
+        self.forget_closed();
+    }
+
+    fn timeline(
+        &self,
+        span: &Span,
+        look_up: &mut impl FnMut(u64) -> Option<Burst>,
+    ) -> Option<Timeline> {
+        let heard = self.connections.get(&span.connection).map_or(&[][..], |it| &it.bursts);
+        let told = heard.iter().filter(|burst| span.has(burst));
+        let read: u64 = told.clone().map(|burst| burst.bytes_in).sum();
+        // When all its bytes were read by what has ended, nothing of it can be under way.
+        let current = if read >= span.end - span.start { None } else { look_up(span.key) };
+        Timeline::of(told.copied().chain(current.filter(|burst| span.has(burst))))
+    }
+
+    fn forget_until(&mut self, span: &Span) {
+        if let Some(heard) = self.connections.get_mut(&span.connection) {
+            heard.bursts.retain(|burst| burst.offset >= span.end);
+        }
+    }
+
+    fn forget_closed(&mut self) {
+        while let Some((since, connection)) = self.closed.front().copied()
+            && self.round.wrapping_sub(since) > AFTERLIFE
+        {
+            self.closed.pop_front();
+            self.connections.remove(&connection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(start: u64, end: u64) -> Span {
+        Span { connection: 1, key: 9, start, end, complete: true }
+    }
+
+    fn burst(offset: u64, bytes_in: u64) -> Burst {
+        let at = 1000 + offset;
+        Burst {
+            connection: 1,
+            offset,
+            arrived: at,
+            picked: at + 1,
+            read: at + 1,
+            first_write: at + 2,
+            last_write: at + 3,
+            bytes_in,
+            bytes_out: 5,
+            ..Burst::default()
+        }
+    }
+
+    /// Rounds until somebody is done, at most so many; who, and when their bytes arrived.
+    fn rounds(
+        fold: &mut Fold<&'static str>,
+        most: u32,
+        mut look_up: impl FnMut(u64) -> Option<Burst>,
+    ) -> (u32, Vec<(&'static str, Option<u64>)>) {
+        let mut found = Vec::new();
+        for round in 1..=most {
+            fold.round(&mut look_up, |whose, _, timeline| {
+                found.push((whose, timeline.and_then(|it| it.arrived)));
+            });
+            if !found.is_empty() {
+                return (round, found);
+            }
+        }
+        (most, found)
+    }
+
+    #[test]
+    fn a_request_gets_the_bursts_of_its_span() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        fold.ended(span(0, 10), "first");
+        fold.ended(span(10, 30), "second");
+        fold.heard(burst(0, 10));
+        fold.heard(burst(10, 20));
+        fold.heard(burst(30, 10));
+        let never = |_| panic!("all was told");
+        let (round, found) = rounds(&mut fold, 5, never);
+        assert_eq!((round, found), (2, vec![("first", Some(1000)), ("second", Some(1010))]));
+        fold.ended(span(30, 40), "third");
+        assert_eq!(rounds(&mut fold, 5, never).1, vec![("third", Some(1030))]);
+    }
+
+    #[test]
+    fn the_burst_under_way_is_looked_up() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        fold.ended(span(0, 10), "first");
+        let look_up = |key| (key == 9).then(|| burst(0, 10));
+        assert_eq!(rounds(&mut fold, 5, look_up).1, vec![("first", Some(1000))]);
+    }
+
+    #[test]
+    fn what_lies_at_the_key_may_be_another_connections_or_another_requests() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        fold.ended(span(0, 10), "first");
+        let other = Burst { connection: 2, ..burst(0, 10) };
+        let (round, found) = rounds(&mut fold, 100, |_| Some(other));
+        assert_eq!((round, found), (PATIENCE + 1, vec![("first", None)]));
+        fold.ended(span(10, 20), "second");
+        assert_eq!(rounds(&mut fold, 100, |_| Some(burst(20, 1))).1, vec![("second", None)]);
+    }
+
+    #[test]
+    fn a_step_that_is_not_seen_yet_is_waited_for() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        fold.ended(span(0, 10), "first");
+        let mut looks = 0;
+        let (_, found) = rounds(&mut fold, 100, |_| {
+            looks += 1;
+            let unseen = Burst { first_write: 0, last_write: 0, ..burst(0, 10) };
+            Some(if looks < 5 { unseen } else { burst(0, 10) })
+        });
+        assert_eq!((looks, found), (5, vec![("first", Some(1000))]));
+    }
+
+    #[test]
+    fn at_the_end_nothing_is_waited_for() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        fold.ended(span(0, 10), "last");
+        fold.hurry();
+        assert_eq!(rounds(&mut fold, 100, |_| None), (2, vec![("last", None)]));
+    }
+
+    #[test]
+    fn a_request_that_broke_off_is_not_waited_for() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        fold.ended(Span { complete: false, ..span(0, 10) }, "cut");
+        let unread = Burst { connection: 1, arrived: 7, ..Burst::default() };
+        assert_eq!(rounds(&mut fold, 100, |_| Some(unread)), (2, vec![("cut", Some(7))]));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_connections_that_are_gone() {
+        let mut fold = Fold::<&str>::new();
+        fold.opened(1);
+        fold.heard(burst(0, 10));
+        fold.closed(1);
+        fold.ended(span(0, 10), "late");
+        assert_eq!(rounds(&mut fold, 5, |_| None).1, vec![("late", Some(1000))]);
+        for _ in 0..=AFTERLIFE {
+            fold.round(|_| None, |_, _, _| {});
+        }
+        fold.heard(burst(10, 10));
+        assert!(fold.connections.is_empty() && fold.is_idle());
+    }
+
+    #[test]
+    fn however_many_requests_wait_for_a_round_none_is_lost() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        for request in 0..10_000 {
+            fold.ended(span(10 * request, 10 * request + 10), "one");
+        }
+        (0..10_000).for_each(|request| fold.heard(burst(10 * request, 10)));
+        let (_, found) = rounds(&mut fold, 5, |_| panic!("all was told"));
+        assert_eq!(found.iter().filter(|(_, arrived)| arrived.is_some()).count(), 10_000);
+    }
+
+    #[test]
+    fn the_bursts_of_a_long_request_are_folded() {
+        let mut fold = Fold::new();
+        fold.opened(1);
+        for message in 0..10_000 {
+            fold.heard(burst(10 * message, 10));
+        }
+        assert_eq!(fold.connections[&1].bursts.len(), MOST_BURSTS);
+        fold.ended(span(0, 100_000), "tunnel");
+        let mut found = None;
+        for _ in 0..2 {
+            fold.round(|_| panic!("all was told"), |_, _, timeline| found = timeline);
+        }
+        let timeline = found.expect("a timeline");
+        assert_eq!((timeline.bytes_in, timeline.last_write), (100_000, Some(100_993)));
+    }
+}

@@ -1,0 +1,218 @@
+//! The proxy's end of following requests: which connections are to be followed, and which bytes of them a request was.
+//!
+//! On the path of a request this costs, when it is on, a few additions and one push to a queue without a lock; a system
+//! call and a lock when a connection is made. When the queue is full the newest note is lost and counted.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    thread::Thread,
+};
+
+use aya::maps::{HashMap, MapData};
+use crossbeam_queue::ArrayQueue;
+use outrigger_probes::{Burst, Connection, fold_v6, key};
+use parking_lot::Mutex;
+
+use super::{fold::Span, load::Words};
+use crate::telemetry::{
+    access_log::Kept,
+    metrics::{AppMetrics, FollowMetrics, TimelineResult},
+};
+
+/// Notes that wait for the reader: what comes in 20 ms at 400,000 requests per second.
+const NOTES: usize = 8192;
+
+/// What the reader is told.
+pub(super) enum Note {
+    /// A connection is followed.
+    Opened(u64),
+    /// It was closed by the proxy; its key.
+    Closed(u64, u64),
+    /// A request on it has ended.
+    Ended(Span, Ended),
+}
+
+/// What is to be done when the timeline of a request is known.
+pub(super) struct Ended {
+    pub(super) metrics: Arc<AppMetrics>,
+    /// Its line of the access log, if there is one.
+    pub(super) line: Option<Box<Kept>>,
+}
+
+/// What the path of requests and the reader share.
+pub(super) struct Shared {
+    /// The kernel's map. Locked for one system call.
+    connections: Mutex<HashMap<MapData, u64, Words>>,
+    pub(super) notes: ArrayQueue<Note>,
+    next: AtomicU64,
+    metrics: Arc<FollowMetrics>,
+    /// The reader sleeps until it is woken.
+    pub(super) asleep: AtomicBool,
+    pub(super) reader: OnceLock<Thread>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        connections: HashMap<MapData, u64, Words>,
+        metrics: Arc<FollowMetrics>,
+    ) -> Self {
+        Shared {
+            connections: Mutex::new(connections),
+            notes: ArrayQueue::new(NOTES),
+            // Zero is nobody.
+            next: AtomicU64::new(1),
+            metrics,
+            asleep: AtomicBool::new(false),
+            reader: OnceLock::new(),
+        }
+    }
+
+    fn note(&self, note: Note) -> Result<(), Note> {
+        let result = self.notes.push(note);
+        if result.is_err() {
+            self.metrics.notes_dropped.inc();
+        }
+        // The reader looks at the queue once more after it has said that it sleeps.
+        if self.asleep.load(SeqCst)
+            && self.asleep.swap(false, SeqCst)
+            && let Some(reader) = self.reader.get()
+        {
+            reader.unpark();
+        }
+        result
+    }
+
+    /// The burst under way on the connection with this key.
+    pub(super) fn look_up(&self, key: u64) -> Option<Burst> {
+        let words = self.connections.lock().get(&key, 0).ok()?;
+        Some(Connection::from_words(words).burst())
+    }
+
+    /// The connection needs not be followed any more, unless another one has its key by now.
+    pub(super) fn dismiss(&self, connection: u64, key: u64) {
+        let mut connections = self.connections.lock();
+        let is_same = |words: &Words| Connection::from_words(*words).connection == connection;
+        if connections.get(&key, 0).as_ref().is_ok_and(is_same) {
+            // The kernel may have been faster.
+            let _ = connections.remove(&key);
+        }
+    }
+}
+
+/// Has the connections to one endpoint followed.
+#[derive(Clone)]
+pub struct Follower {
+    shared: Arc<Shared>,
+    metrics: Arc<AppMetrics>,
+}
+
+impl Follower {
+    pub(super) fn new(shared: Arc<Shared>, metrics: Arc<AppMetrics>) -> Self {
+        Follower { shared, metrics }
+    }
+
+    /// Has a connection followed that nothing was sent on yet; `None` when there are too many.
+    #[must_use]
+    pub fn follow(&self, own: SocketAddr, server: SocketAddr) -> Option<Watch> {
+        let key = key(own.port(), server.port(), fold(server));
+        let connection = self.shared.next.fetch_add(1, Relaxed);
+        let words = Connection::new(connection).to_words();
+        if self.shared.connections.lock().insert(key, words, 0).is_err() {
+            self.shared.metrics.unregistered.inc();
+            return None;
+        }
+        let watch = Watch { shared: Arc::clone(&self.shared), connection, key, sent: 0, start: 0 };
+        self.shared.note(Note::Opened(connection)).is_ok().then_some(watch)
+    }
+
+    /// A request to the endpoint has ended. Gives its line back when it is to be written without a timeline.
+    ///
+    /// # Errors
+    /// The line.
+    pub fn ended(
+        &self,
+        span: Option<Span>,
+        line: Option<Box<Kept>>,
+    ) -> Result<(), Option<Box<Kept>>> {
+        let Some(span) = span else {
+            self.metrics.timeline(TimelineResult::Unattributed);
+            return Err(line);
+        };
+        let ended = Ended { metrics: Arc::clone(&self.metrics), line };
+        match self.shared.note(Note::Ended(span, ended)) {
+            Err(Note::Ended(_, ended)) => Err(ended.line),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Watch({}, {} bytes sent)", self.connection, self.sent)
+    }
+}
+
+/// A connection that is followed, as long as this is there.
+pub struct Watch {
+    shared: Arc<Shared>,
+    connection: u64,
+    key: u64,
+    sent: u64,
+    start: u64,
+}
+
+impl Watch {
+    /// What is sent from now on is another request.
+    pub fn begin(&mut self) {
+        self.start = self.sent;
+    }
+
+    /// So many bytes were sent.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    /// The present request so far.
+    #[must_use]
+    pub fn span(&self, complete: bool) -> Span {
+        let Self { connection, key, start, sent: end, .. } = *self;
+        Span { connection, key, start, end, complete }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.shared.note(Note::Closed(self.connection, self.key)).is_err() {
+            self.shared.dismiss(self.connection, self.key);
+        }
+    }
+}
+
+/// The server's address in 32 bits, as the kernel's side makes it.
+fn fold(server: SocketAddr) -> u32 {
+    match server {
+        SocketAddr::V4(server) => u32::from_ne_bytes(server.ip().octets()),
+        SocketAddr::V6(server) => {
+            let octets = server.ip().octets();
+            let word = |at: usize| std::array::from_fn(|byte| octets[4 * at + byte]);
+            fold_v6(std::array::from_fn(|at| u32::from_ne_bytes(word(at))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_the_same_in_both_its_forms() {
+        let v4: SocketAddr = "10.1.2.3:80".parse().expect("an address");
+        let mapped: SocketAddr = "[::ffff:10.1.2.3]:80".parse().expect("an address");
+        assert_eq!(fold(v4), fold(mapped));
+        assert_eq!(fold(v4), u32::from_ne_bytes([10, 1, 2, 3]));
+    }
+}

@@ -1,0 +1,189 @@
+//! Why a probe cannot be, in the words of somebody who can change it.
+//!
+//! The kernel says "operation not permitted" for four different reasons; which one it is follows from what the process may
+//! do and from the kernel's settings, which are read here and judged in [`explain`].
+
+use std::{fmt, fs, io};
+
+/// Bits of CAP_SYS_ADMIN, CAP_PERFMON and CAP_BPF, as the kernel counts capabilities.
+const SYS_ADMIN: u64 = 1 << 21;
+const PERFMON: u64 = 1 << 38;
+const BPF: u64 = 1 << 39;
+
+/// What stands in the way of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The binary was built without the programs.
+    NotBuilt,
+    /// The kernel does not describe its types, or not so that we could read it.
+    NoBtf(io::ErrorKind),
+    /// The kernel has no such tracepoint.
+    NoTracepoint(&'static str),
+    /// The kernel has no such field.
+    NoField {
+        /// Its name.
+        field: String,
+    },
+    /// The own network namespace has no number.
+    NoNamespace,
+    /// These capabilities are missing.
+    Capabilities(Vec<&'static str>),
+    /// The capabilities are there, but a filter of system calls is too.
+    Seccomp,
+    /// The capabilities are there and nothing is filtered, but the kernel is locked down, or something else forbids it.
+    Forbidden {
+        /// `/sys/kernel/security/lockdown`, where that can be read.
+        lockdown: Option<String>,
+    },
+    /// The kernel refused for a reason of its own.
+    Refused {
+        /// What it said.
+        why: String,
+    },
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotBuilt => write!(f, "this binary was built without the probes"),
+            Self::NoBtf(kind) => {
+                write!(
+                    f,
+                    "the kernel's type information {} cannot be read ({kind})",
+                    super::facts::VMLINUX
+                )
+            }
+            Self::NoTracepoint(name) => write!(f, "the kernel has no tracepoint `{name}`"),
+            Self::NoField { field } => write!(f, "the kernel has no field `{field}`"),
+            Self::NoNamespace => write!(f, "/proc/self/ns/net cannot be read"),
+            Self::Capabilities(missing) => {
+                write!(f, "not permitted without {}", missing.join(" and "))
+            }
+            Self::Seccomp => write!(f, "not permitted: a seccomp filter forbids bpf()"),
+            Self::Forbidden { lockdown: Some(mode) } => {
+                write!(f, "not permitted: the kernel's lockdown is {mode}")
+            }
+            Self::Forbidden { lockdown: None } => {
+                write!(f, "not permitted, though the capabilities are there")
+            }
+            Self::Refused { why } => write!(f, "the kernel refused: {why}"),
+        }
+    }
+}
+
+impl Obstacle {
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NotBuilt => {
+                "build with `cargo xtask build`, which needs bpf-linker (`cargo xtask setup`)"
+            }
+            Self::NoBtf(_) => {
+                "needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of the host in the container"
+            }
+            Self::NoTracepoint(_) => "needs Linux 6.3 or newer",
+            Self::NoField { .. } => "needs a kernel whose TCP has it; please report the version",
+            Self::NoNamespace => "mount /proc",
+            Self::Capabilities(_) => {
+                "run as root, or add the capabilities BPF and PERFMON (securityContext.capabilities.add)"
+            }
+            Self::Seccomp => {
+                "allow bpf() in the seccomp profile (RuntimeDefault allows it with CAP_BPF from containerd 1.6 and \
+                 Docker 23 on)"
+            }
+            Self::Forbidden { .. } => {
+                "lockdown must not be `confidentiality`; a user namespace cannot have it at all"
+            }
+            Self::Refused { .. } => "please report this with the version of the kernel",
+        }
+    }
+}
+
+/// What the process may do, as far as it matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rights {
+    capabilities: u64,
+    filtered: bool,
+    lockdown: Option<String>,
+}
+
+impl Rights {
+    /// Those of this process.
+    pub(super) fn own() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").ok();
+        Self::read(&status, lockdown.as_deref())
+    }
+
+    fn read(status: &str, lockdown: Option<&str>) -> Self {
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.trim_start_matches(':').trim())
+        };
+        let capabilities = value("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        // `none [integrity] confidentiality`: the one in brackets holds.
+        let mode = lockdown.and_then(|line| line.split_once('[')?.1.split_once(']'));
+        Rights {
+            capabilities: capabilities.unwrap_or(0),
+            filtered: value("Seccomp") == Some("2"),
+            lockdown: mode.map(|(mode, _)| mode.to_owned()).filter(|mode| mode != "none"),
+        }
+    }
+
+    fn missing(&self) -> Vec<&'static str> {
+        if self.capabilities & SYS_ADMIN != 0 {
+            return Vec::new();
+        }
+        let wanted = [(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")];
+        wanted
+            .iter()
+            .filter(|(bit, _)| self.capabilities & bit == 0)
+            .map(|(_, name)| *name)
+            .collect()
+    }
+}
+
+/// Why the kernel said "not permitted" to a process with these rights.
+pub(super) fn explain(rights: &Rights) -> Obstacle {
+    let missing = rights.missing();
+    if !missing.is_empty() {
+        Obstacle::Capabilities(missing)
+    } else if rights.filtered {
+        Obstacle::Seccomp
+    } else {
+        Obstacle::Forbidden { lockdown: rights.lockdown.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explained(capabilities: u64, seccomp: u8, lockdown: Option<&str>) -> Obstacle {
+        let status = format!("Name:\tx\nCapEff:\t{capabilities:016x}\nSeccomp:\t{seccomp}\n");
+        explain(&Rights::read(&status, lockdown))
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let both = Obstacle::Capabilities(vec!["CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(explained(0, 2, None), both);
+        assert_eq!(explained(BPF, 0, None), Obstacle::Capabilities(vec!["CAP_PERFMON"]));
+        assert_eq!(explained(PERFMON, 0, None), Obstacle::Capabilities(vec!["CAP_BPF"]));
+        assert_eq!(explained(BPF | PERFMON, 2, None), Obstacle::Seccomp);
+        assert_eq!(explained(SYS_ADMIN, 2, None), Obstacle::Seccomp);
+        let locked = Obstacle::Forbidden { lockdown: Some("confidentiality".to_owned()) };
+        let file = Some("none integrity [confidentiality]\n");
+        assert_eq!(explained(SYS_ADMIN, 0, file), locked);
+        let file = Some("[none] integrity confidentiality\n");
+        assert_eq!(explained(SYS_ADMIN, 0, file), Obstacle::Forbidden { lockdown: None });
+    }
+
+    #[test]
+    fn a_status_that_cannot_be_read_is_no_right() {
+        let both = Obstacle::Capabilities(vec!["CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(explain(&Rights::read("", None)), both);
+        assert_eq!(explain(&Rights::read("CapEff:\tzz\n", None)), both);
+    }
+}

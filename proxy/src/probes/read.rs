@@ -1,0 +1,159 @@
+//! The thread that reads what the kernel tells, and gives it to metrics and the access log.
+//!
+//! Nobody wakes it for a burst or a request: it looks every 20 ms while requests wait for their timelines, and sleeps when
+//! none does.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::park_timeout,
+    time::Duration,
+};
+
+use aya::maps::{MapData, PerCpuArray, RingBuf};
+use outrigger_probes::Burst;
+
+use super::{
+    fold::{Fold, Span},
+    follow::{Ended, Note, Shared},
+    load::Loaded,
+    timeline::Timeline,
+};
+use crate::telemetry::{
+    access_log::AccessLog,
+    metrics::{FollowMetrics, TimelineResult},
+};
+
+/// Between two rounds.
+const ROUND: Duration = Duration::from_millis(20);
+
+/// Requests that have not ended fill the ring too (WebSockets, uploads that are answered early): it is emptied this often.
+const REST: Duration = Duration::from_secs(1);
+
+/// Rounds that are waited for the last timelines when the proxy ends.
+const LAST_ROUNDS: u32 = 3;
+
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    bursts: RingBuf<MapData>,
+    dropped: PerCpuArray<MapData, u64>,
+    dropped_before: u64,
+    /// Dropping them takes them out of the kernel.
+    _programs: aya::Ebpf,
+    fold: Fold<Ended>,
+    metrics: Arc<FollowMetrics>,
+    log: AccessLog,
+    stop: Arc<AtomicBool>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        loaded: Loaded,
+        metrics: Arc<FollowMetrics>,
+        log: AccessLog,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let Loaded { programs, connections, bursts, dropped } = loaded;
+        let shared = Arc::new(Shared::new(connections, Arc::clone(&metrics)));
+        let fold = Fold::new();
+        Reader {
+            shared,
+            bursts,
+            dropped,
+            dropped_before: 0,
+            _programs: programs,
+            fold,
+            metrics,
+            log,
+            stop,
+        }
+    }
+
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    pub(super) fn run(mut self) {
+        // Set once: here.
+        let _ = self.shared.reader.set(std::thread::current());
+        while !self.stop.load(SeqCst) {
+            self.round();
+            if self.fold.is_idle() {
+                self.sleep();
+            } else {
+                park_timeout(ROUND);
+            }
+        }
+        for _ in 0..LAST_ROUNDS {
+            self.round();
+            park_timeout(ROUND);
+        }
+        // No line of the access log is lost for want of a timeline.
+        self.fold.hurry();
+        self.round();
+        self.round();
+    }
+
+    fn sleep(&self) {
+        self.shared.asleep.store(true, SeqCst);
+        // Whoever has pushed a note before it saw that has not woken us.
+        if self.shared.notes.is_empty() && !self.stop.load(SeqCst) {
+            park_timeout(REST);
+        }
+        self.shared.asleep.store(false, SeqCst);
+    }
+
+    fn round(&mut self) {
+        // Notes first: whatever ended before has been told by the kernel when the ring is read afterwards.
+        while let Some(note) = self.shared.notes.pop() {
+            match note {
+                Note::Opened(connection) => self.fold.opened(connection),
+                Note::Closed(connection, key) => {
+                    self.fold.closed(connection);
+                    self.shared.dismiss(connection, key);
+                }
+                Note::Ended(span, ended) => self.fold.ended(span, ended),
+            }
+        }
+        while let Some(bytes) = self.bursts.next() {
+            if let Some(burst) = Burst::from_bytes(&bytes) {
+                self.fold.heard(burst);
+            }
+        }
+        let (shared, log) = (&self.shared, &self.log);
+        let done = |ended: Ended, span: Span, timeline| deliver(&ended, span, timeline, log);
+        self.fold.round(|key| shared.look_up(key), done);
+        if let Ok(counts) = self.dropped.get(&0, 0) {
+            let all: u64 = counts.iter().sum();
+            self.metrics.bursts_dropped.add(all - self.dropped_before);
+            self.dropped_before = all;
+        }
+    }
+}
+
+fn deliver(ended: &Ended, span: Span, timeline: Option<Timeline>, log: &AccessLog) {
+    let metrics = &ended.metrics;
+    metrics.timeline(match timeline {
+        _ if !span.complete => TimelineResult::BrokenOff,
+        Some(timeline) if timeline.is_complete() => TimelineResult::Complete,
+        Some(_) => TimelineResult::Partial,
+        None => TimelineResult::Missing,
+    });
+    if let Some(timeline) = &timeline {
+        let steps = [
+            (timeline.socket_wait(), &metrics.socket_wait),
+            (timeline.first_byte(), &metrics.first_byte),
+            (timeline.answer(), &metrics.answer),
+        ];
+        for (took, histogram) in steps {
+            if let Some(took) = took {
+                histogram.observe(took);
+            }
+        }
+    }
+    if let Some(line) = &ended.line {
+        log.write(&line.with(timeline));
+    }
+}

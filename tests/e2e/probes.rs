@@ -1,0 +1,242 @@
+//! The probe that follows requests, in the real kernel: what it says agrees with the clocks of server and client, it sees
+//! every request, and it leaves nothing behind.
+//!
+//! Where it cannot run (no privilege, or a binary without the programs) these tests say so and do nothing; with
+//! `OUTRIGGER_PROBES_REQUIRED` in the environment that is a failure.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use outrigger_tests::harness::{Call, Launch, Load, Metrics, Process, Proxy};
+use outrigger_tests::sim::{Options, Simulator};
+use serde_json::Value;
+
+use crate::cli::program;
+
+/// How long a server that is blocked does not read.
+const BLOCKED: Duration = Duration::from_millis(25);
+
+/// Why the probe cannot run here, said past the test runner's capture.
+fn is_impossible() -> bool {
+    let output = Command::new(program()).arg("doctor").output().expect("the program can be run");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !told.contains("impossible") {
+        return false;
+    }
+    assert!(std::env::var_os("OUTRIGGER_PROBES_REQUIRED").is_none(), "no probes here: {told}");
+    let _ = writeln!(std::io::stderr(), "NOT TESTED, the probe cannot run here: {told}");
+    true
+}
+
+fn following(server: SocketAddr) -> String {
+    format!(
+        "backends: {{ app: {{ endpoints: ['{server}'] }} }}\nroutes: [{{ backend: app }}]\n\
+         drain: {{ delay: 0s }}\naccess_log: {{ format: json }}\nprobes: {{ requests: true }}\n"
+    )
+}
+
+/// What a server saw of a request by its own clock.
+struct Seen {
+    /// From knowing that something has come to having read it.
+    waited: Duration,
+    /// From there to the last write.
+    worked: Duration,
+}
+
+/// A server whose loop is blocked before each read. It looks at what has come without taking it.
+fn blocked_server() -> (SocketAddr, Receiver<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let Ok((mut stream, _)) = listener.accept() else { return };
+        let mut head = [0; 4096];
+        while stream.peek(&mut head).is_ok_and(|count| count > 0) {
+            let seen = serve_blocked(&mut stream, &mut head);
+            if tell.send(seen).is_err() {
+                return;
+            }
+        }
+    });
+    (address, told)
+}
+
+fn serve_blocked(stream: &mut TcpStream, head: &mut [u8]) -> Seen {
+    let came = Instant::now();
+    thread::sleep(BLOCKED);
+    let count = stream.read(head).expect("a request");
+    let read = Instant::now();
+    assert!(head[..count].ends_with(b"\r\n\r\n"), "the whole head");
+    thread::sleep(BLOCKED / 5);
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").expect("a client");
+    Seen { waited: read - came, worked: read.elapsed() }
+}
+
+/// A field of a line, in seconds; without it what is no number, and compares with none.
+fn seconds(line: &Value, field: &str) -> f64 {
+    line[field].as_f64().unwrap_or(f64::NAN) / 1000.0
+}
+
+/// So many requests were seen so far, in all their steps.
+fn complete(metrics: &Metrics) -> f64 {
+    metrics.get("outrigger_app_timelines_total", &[("result", "complete")])
+}
+
+#[tokio::test]
+async fn a_blocked_loop_shows_as_time_in_the_socket() {
+    if is_impossible() {
+        return;
+    }
+    let (server, seen) = blocked_server();
+    let proxy = Proxy::start(&following(server)).await;
+    for _ in 0..20 {
+        assert_eq!(Call::get("/").send(proxy.address()).await.status, 200);
+    }
+    let mut errors = Vec::new();
+    for line in proxy.await_access(20).await {
+        let seen = seen.recv().expect("the server saw it too");
+        let (waited, worked) =
+            (seconds(&line, "app_socket_wait_ms"), seconds(&line, "app_first_byte_ms"));
+        let whole = seconds(&line, "first_byte_ms");
+        assert!(waited >= BLOCKED.as_secs_f64(), "{line:#}");
+        // The proxy's own clock is around the kernel's.
+        assert!(waited + worked <= whole, "{line:#}");
+        assert_eq!(line["app_pid"], std::process::id(), "{line:#}");
+        errors.push((waited - seen.waited.as_secs_f64()).abs());
+        errors.push((worked - seen.worked.as_secs_f64()).abs());
+    }
+    errors.sort_by(f64::total_cmp);
+    let median = errors[errors.len() / 2];
+    let _ = writeln!(std::io::stderr(), "kernel against server: median {:.0} us", median * 1e6);
+    assert!(median < 0.001, "the kernel and the server disagree: {errors:?}");
+}
+
+#[tokio::test]
+async fn every_request_is_seen_under_load() {
+    if is_impossible() {
+        return;
+    }
+    let simulator = Simulator::start(Options::named("app").fast());
+    let proxy = Proxy::start(&following(simulator.addr)).await;
+    let report = Load::of(5000).at_once(8).run(proxy.address(), |_| Call::get("/echo")).await;
+    assert_eq!(report.ok(), 5000);
+    let all = |metrics: &Metrics| metrics.get("outrigger_app_timelines_total", &[]) >= 5000.0;
+    let metrics = proxy.await_metrics(all).await;
+    assert!(complete(&metrics) >= 4995.0, "{}", metrics.text);
+    assert_eq!(metrics.get("outrigger_probe_lost_total", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn a_server_that_closes_every_connection_is_seen_too() {
+    if is_impossible() {
+        return;
+    }
+    let mut command = Command::new("python3");
+    command.args(["-u", "-m", "http.server", "--bind", "127.0.0.1", "0"]);
+    let server = Process::spawn(command.current_dir(std::env::temp_dir()));
+    let line = server.await_log("Serving HTTP on").await;
+    let port = line.split(" port ").nth(1).and_then(|rest| rest.split(' ').next());
+    let server_address =
+        format!("127.0.0.1:{}", port.expect("a port")).parse().expect("an address");
+    let proxy = Proxy::start(&following(server_address)).await;
+    for _ in 0..50 {
+        assert_eq!(Call::get("/nothing-here").send(proxy.address()).await.status, 404);
+    }
+    for line in proxy.await_access(50).await {
+        let steps = ["app_socket_wait_ms", "app_first_byte_ms", "app_answer_ms"];
+        let took: f64 = steps.iter().map(|step| seconds(&line, step)).sum();
+        assert!(took <= seconds(&line, "duration_ms"), "{line:#}");
+        assert_eq!(line["app_pid"], server.pid(), "{line:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_seen_from_its_first_write_to_its_last() {
+    if is_impossible() {
+        return;
+    }
+    let simulator = Simulator::start(Options::named("app").fast());
+    let proxy = Proxy::start(&following(simulator.addr)).await;
+    let call = || Call::chat("a song").model("m").max_tokens(20).streaming();
+    assert_eq!(call().send(proxy.address()).await.status, 200);
+    let line = proxy.await_access(1).await.remove(0);
+    let answer = seconds(&line, "app_answer_ms");
+    assert!(answer > 0.0 && answer <= seconds(&line, "duration_ms"), "{line:#}");
+}
+
+/// The numbers that the kernel gives to what a process holds: programs, maps, links.
+fn held(pid: u32, what: &str) -> Vec<u32> {
+    let folder = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("a running process");
+    let texts = folder.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let mut ids: Vec<u32> = texts
+        .filter_map(|text| {
+            text.lines().find_map(|line| {
+                line.strip_prefix(what)?.trim_start_matches(':').trim().parse().ok()
+            })
+        })
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Of these programs and maps, those that the kernel still has.
+fn still_there(programs: &[u32], maps: &[u32]) -> usize {
+    let all = aya::programs::loaded_programs().filter_map(Result::ok);
+    let left = all.filter(|program| programs.contains(&program.id())).count();
+    let all = aya::maps::loaded_maps().filter_map(Result::ok);
+    left + all.filter(|map| maps.contains(&map.id())).count()
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_killed_leaves_nothing_in_the_kernel() {
+    if is_impossible() {
+        return;
+    }
+    let simulator = Simulator::start(Options::named("app").fast());
+    let proxy = Proxy::start(&following(simulator.addr)).await;
+    assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
+    let (programs, maps) = (held(proxy.pid(), "prog_id"), held(proxy.pid(), "map_id"));
+    assert!(programs.len() >= 4 && maps.len() >= 3, "{programs:?} {maps:?}");
+    assert!(still_there(&programs, &maps) >= 7, "what is there can be seen");
+    proxy.signal(Signal::SIGKILL);
+    proxy.wait_exit(Duration::from_secs(10)).await;
+    // The kernel frees them when nobody can run them any more, and tells nobody.
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let patience = Instant::now() + Duration::from_secs(10);
+    while still_there(&programs, &maps) > 0 {
+        assert!(Instant::now() < patience, "{programs:?} {maps:?} are left");
+        pause.tick().await;
+    }
+}
+
+#[tokio::test]
+async fn without_the_capabilities_the_proxy_works_and_says_what_is_missing() {
+    if is_impossible() {
+        return;
+    }
+    let without = "--bounding-set=-sys_admin,-cap_38,-cap_39";
+    let mut command = Command::new("setpriv");
+    let (status, told) = Process::finish(command.arg(without).arg(program()).arg("doctor")).await;
+    assert!(status.success(), "nothing is asked for: {told:?}");
+    assert!(told.join("\n").contains("not permitted without CAP_BPF and CAP_PERFMON"), "{told:?}");
+    let script = tempfile::tempdir().expect("a temporary directory");
+    let path = script.path().join("outrigger");
+    let text = format!("#!/bin/sh\nexec setpriv {without} '{}' \"$@\"\n", program().display());
+    std::fs::write(&path, text).expect("writable");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&path, mode).expect("ours");
+    let simulator = Simulator::start(Options::named("app").fast());
+    let proxy = Launch::new(&following(simulator.addr)).binary(&path).start().await;
+    assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
+    let line = proxy.await_log("the probe is off").await;
+    assert!(line.contains("CAP_BPF and CAP_PERFMON"), "{line}");
+    assert_eq!(proxy.metrics().await.get("outrigger_probe_running", &[]), 0.0);
+    let line = proxy.await_access(1).await.remove(0);
+    assert!(line.get("app_socket_wait_ms").is_none(), "{line:#}");
+}
