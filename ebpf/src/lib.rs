@@ -9,10 +9,10 @@
 #![forbid(unsafe_code)]
 
 mod connection;
-mod kernel;
+mod fact;
 mod key;
 mod record;
 
 pub use connection::{Burst, Connection};
-pub use kernel::Fact;
+pub use fact::SocketFact;
 pub use key::{fold_v6, key};

@@ -259,5 +259,5 @@ async fn admin_pages_answer_while_traffic_is_stuck() {
 
 /// The program under test, found as the harness finds it.
 fn program() -> std::path::PathBuf {
-    crate::cli::program()
+    outrigger_tests::harness::program()
 }

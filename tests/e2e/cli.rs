@@ -1,21 +1,11 @@
 //! The command line: what each subcommand prints, where, and with which exit code.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
-use outrigger_tests::harness::{Call, Launch};
+use outrigger_tests::harness::{Call, Launch, program};
 use outrigger_tests::sim::{Options, Simulator};
 use tempfile::TempDir;
-
-/// The program under test: told by `OUTRIGGER_BIN`, or built beside the tests.
-pub(crate) fn program() -> PathBuf {
-    if let Some(path) = std::env::var_os("OUTRIGGER_BIN") {
-        return path.into();
-    }
-    let this = std::env::current_exe().expect("a running program knows where it is");
-    let profile = this.parent().and_then(Path::parent).expect("tests lie in PROFILE/deps");
-    profile.join("outrigger")
-}
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(program());

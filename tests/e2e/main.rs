@@ -23,7 +23,6 @@ mod locality;
 mod logs;
 mod mirroring;
 mod policies;
-mod probes;
 mod prompts;
 mod redis;
 mod reload;

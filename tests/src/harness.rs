@@ -35,7 +35,7 @@ pub use self::dns::{DnsServer, Question, RecordType, Says};
 pub use self::load::{Load, Report, Sample};
 pub use self::metrics::Metrics;
 pub use self::process::Process;
-pub use self::proxy::{Launch, Proxy};
+pub use self::proxy::{Launch, Proxy, program};
 pub use self::raw::{Body, Broken, Closed, Head, Message, Piece, Raw};
 pub use self::redis::{Redis, RedisCluster, Reply, Setup};
 pub use self::streaming::{Event, Streaming, Transcript};

@@ -28,7 +28,7 @@ use aya_ebpf::{
     maps::{HashMap, PerCpuArray, RingBuf},
     programs::BtfTracePointContext,
 };
-use outrigger_probes::{Burst, Connection, Fact, fold_v6, key};
+use outrigger_probes::{Burst, Connection, SocketFact, fold_v6, key};
 
 /// Connections that can be followed at once: about 2 MiB of the kernel's memory.
 const CONNECTIONS_MOST: u32 = 16_384;
@@ -42,9 +42,9 @@ const AF_INET6: u16 = 10;
 /// Nothing was taken out of the socket by such a read.
 const MSG_PEEK: i32 = 2;
 
-/// The facts of [`Fact`], put in before loading.
+/// The facts of [`SocketFact`], put in before loading.
 #[unsafe(no_mangle)]
-static FACTS: [u32; Fact::COUNT] = [0; Fact::COUNT];
+static FACTS: [u32; SocketFact::COUNT] = [0; SocketFact::COUNT];
 
 /// The connections that are followed, by [`key`].
 #[map]
@@ -83,8 +83,8 @@ fn arrived(ctx: BtfTracePointContext) -> i32 {
     if !has_data(ctx.arg(1)) {
         return 0;
     }
-    let Some(offset) = socket.read(Fact::BytesReceived) else { return 0 };
-    let Some(sequence) = socket.read(Fact::WriteSequence) else { return 0 };
+    let Some(offset) = socket.read(SocketFact::BytesReceived) else { return 0 };
+    let Some(sequence) = socket.read(SocketFact::WriteSequence) else { return 0 };
     // SAFETY: the kernel helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     if let Some(burst) = connection.arrives(now, offset, sequence) {
@@ -102,7 +102,7 @@ fn received(ctx: BtfTracePointContext) -> i32 {
     }
     let socket = Socket(ctx.arg(0));
     let Some(connection) = socket.followed() else { return 0 };
-    let Some(sequence) = socket.read(Fact::WriteSequence) else { return 0 };
+    let Some(sequence) = socket.read(SocketFact::WriteSequence) else { return 0 };
     // SAFETY: the kernel helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     connection.is_read(now, length as u64, bpf_get_current_pid_tgid(), sequence);
@@ -118,7 +118,7 @@ fn sent(ctx: BtfTracePointContext) -> i32 {
     }
     let socket = Socket(ctx.arg(0));
     let Some(connection) = socket.followed() else { return 0 };
-    let Some(sequence) = socket.read(Fact::WriteSequence) else { return 0 };
+    let Some(sequence) = socket.read(SocketFact::WriteSequence) else { return 0 };
     // SAFETY: the kernel helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     connection.is_written(now, length as u64, sequence);
@@ -131,7 +131,7 @@ fn destroyed(ctx: BtfTracePointContext) -> i32 {
     let socket = Socket(ctx.arg(0));
     let Some(ends) = socket.ends() else { return 0 };
     // By now the socket has given its port back, but still knows which one it was.
-    let Some(port) = socket.read(Fact::FormerPort).map(u16::from_be) else { return 0 };
+    let Some(port) = socket.read(SocketFact::FormerPort).map(u16::from_be) else { return 0 };
     let key = ends.key(port);
     let Some(connection) = CONNECTIONS.get_ptr_mut(key) else { return 0 };
     // SAFETY: as in `Socket::followed`.
@@ -148,8 +148,8 @@ fn destroyed(ctx: BtfTracePointContext) -> i32 {
 fn has_data(segment: *const u8) -> bool {
     // SAFETY: a pointer that the kernel passed, to a type of which BTF said where the fields are; the verifier checks it.
     let (length, header) = unsafe {
-        let length = *segment.add(fact(Fact::SegmentLength) as usize).cast::<u32>();
-        (length, *segment.add(fact(Fact::SegmentData) as usize).cast::<*const u8>())
+        let length = *segment.add(fact(SocketFact::SegmentLength) as usize).cast::<u32>();
+        (length, *segment.add(fact(SocketFact::SegmentData) as usize).cast::<*const u8>())
     };
     // The upper half of the thirteenth byte counts the words of a TCP header.
     // SAFETY: the helper checks the address.
@@ -162,7 +162,7 @@ impl Socket {
     #[inline(always)]
     fn followed(self) -> Option<&'static mut Connection> {
         let ends = self.ends()?;
-        let connection = CONNECTIONS.get_ptr_mut(ends.key(self.typed(Fact::OwnPort)))?;
+        let connection = CONNECTIONS.get_ptr_mut(ends.key(self.typed(SocketFact::OwnPort)))?;
         // SAFETY: the map's memory stays while the program runs. Others may write it at the same time; all words are
         // numbers, of which every value is one.
         Some(unsafe { &mut *connection })
@@ -171,29 +171,30 @@ impl Socket {
     /// Whom it talks with at which address, if it may be a server of ours at all.
     #[inline(always)]
     fn ends(self) -> Option<Ends> {
-        let family: u16 = self.typed(Fact::Family);
+        let family: u16 = self.typed(SocketFact::Family);
         if (family != AF_INET && family != AF_INET6) || !self.is_in_own_namespace() {
             return None;
         }
         let address = match family {
-            AF_INET => self.typed(Fact::OwnAddress),
-            _ => fold_v6(self.read(Fact::OwnAddressV6)?),
+            AF_INET => self.typed(SocketFact::OwnAddress),
+            _ => fold_v6(self.read(SocketFact::OwnAddressV6)?),
         };
-        let peer_port: u16 = self.typed(Fact::PeerPort);
+        let peer_port: u16 = self.typed(SocketFact::PeerPort);
         Some(Ends { peer_port: u16::from_be(peer_port), address })
     }
 
     #[inline(always)]
     fn is_in_own_namespace(self) -> bool {
-        let namespace: *const u8 = self.typed(Fact::Namespace);
+        let namespace: *const u8 = self.typed(SocketFact::Namespace);
         // SAFETY: as in `typed`.
-        let number = unsafe { *namespace.add(fact(Fact::NamespaceNumber) as usize).cast::<u32>() };
-        number == fact(Fact::OwnNamespace)
+        let number =
+            unsafe { *namespace.add(fact(SocketFact::NamespaceNumber) as usize).cast::<u32>() };
+        number == fact(SocketFact::OwnNamespace)
     }
 
     /// A field of the `sock` that the tracepoint has passed, which the verifier knows the type of.
     #[inline(always)]
-    fn typed<T: Copy>(self, field: Fact) -> T {
+    fn typed<T: Copy>(self, field: SocketFact) -> T {
         // SAFETY: a pointer that the kernel passed, to a type of which BTF said where the fields are; the verifier
         // checks that there is such a field.
         unsafe { *self.0.add(fact(field) as usize).cast::<T>() }
@@ -201,7 +202,7 @@ impl Socket {
 
     /// A field of what the verifier does not know the socket to be.
     #[inline(always)]
-    fn read<T>(self, field: Fact) -> Option<T> {
+    fn read<T>(self, field: SocketFact) -> Option<T> {
         let address = self.0.wrapping_add(fact(field) as usize).cast::<T>();
         // SAFETY: the helper checks the address.
         unsafe { bpf_probe_read_kernel(address) }.ok()
@@ -209,7 +210,7 @@ impl Socket {
 }
 
 #[inline(always)]
-fn fact(fact: Fact) -> u32 {
+fn fact(fact: SocketFact) -> u32 {
     let place = &raw const FACTS;
     // SAFETY: inside the array. Volatile, for the loader changes what the compiler takes for a constant.
     unsafe { place.cast::<u32>().add(fact as usize).read_volatile() }

@@ -4,7 +4,24 @@ use std::fmt::Write as _;
 
 use outrigger_config::validated as config;
 
-use super::{load, obstacle::Obstacle};
+use super::{kernel::Obstacle, requests};
+
+/// A probe, as far as it can be judged before it runs.
+struct Probe {
+    /// As in the configuration.
+    name: &'static str,
+    what: &'static str,
+    is_wanted: fn(&config::Probes) -> bool,
+    /// Loads it and takes it out again.
+    attempt: fn() -> Result<(), Obstacle>,
+}
+
+const PROBES: &[Probe] = &[Probe {
+    name: "requests",
+    what: "where each request's time went, at the application's socket",
+    is_wanted: |settings| settings.requests,
+    attempt: requests::attempt,
+}];
 
 /// How it stands with one probe.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,12 +47,15 @@ impl Standing {
 /// What is said, and whether everything that is asked for can be. Loads each probe and takes it out again.
 #[must_use]
 pub fn examine(settings: &config::Probes) -> (String, bool) {
-    let standing = Standing::of(settings.requests, load::requests().map(drop));
-    let fine = !settings.requests || standing == Standing::On;
-    (
-        told("requests", "where each request's time went, at the application's socket", &standing),
-        fine,
-    )
+    let mut text = String::new();
+    let mut is_fine = true;
+    for probe in PROBES {
+        let is_wanted = (probe.is_wanted)(settings);
+        let standing = Standing::of(is_wanted, (probe.attempt)());
+        is_fine &= !is_wanted || standing == Standing::On;
+        text += &told(probe.name, probe.what, &standing);
+    }
+    (text, is_fine)
 }
 
 fn told(probe: &str, what: &str, standing: &Standing) -> String {

@@ -84,6 +84,7 @@ struct Inner {
     redis: Handles<0, RedisMetrics>,
     answers: Handles<1, AnswerMetrics>,
     store: Arc<StoreMetrics>,
+    probes: [Gauge; ProbeName::ALL.len()],
     follow: Arc<FollowMetrics>,
     apps: Handles<2, AppMetrics>,
 }
@@ -110,6 +111,7 @@ impl Metrics {
             redis: Handles::default(),
             answers: Handles::default(),
             store: Arc::default(),
+            probes: Default::default(),
             follow: Arc::default(),
             apps: Handles::default(),
         });
@@ -251,6 +253,12 @@ impl Metrics {
         self.inner.redis.forget([]);
     }
 
+    /// 1 while the probe runs.
+    #[must_use]
+    pub fn probe(&self, probe: ProbeName) -> &Gauge {
+        &self.inner.probes[probe as usize]
+    }
+
     /// What concerns the probe that follows requests.
     #[must_use]
     pub fn follow(&self) -> Arc<FollowMetrics> {
@@ -299,7 +307,12 @@ impl Collector for Walker {
         self.inner.batches.for_each(|batches, labels| batches.write(labels, &mut page));
         self.inner.redis.for_each(|redis, _| redis.write(&mut page));
         self.inner.answers.for_each(|answers, labels| answers.write(labels, &mut page));
-        self.inner.follow.write(&mut page);
+        for (probe, running) in ProbeName::ALL.iter().zip(&self.inner.probes) {
+            page.gauge(Id::ProbeRunning, &[probe.as_str()], running);
+        }
+        if self.inner.probes[ProbeName::Requests as usize].get() > 0 {
+            self.inner.follow.write(&mut page);
+        }
         self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {

@@ -3,12 +3,11 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use outrigger_tests::harness::{Answer, Call, Proxy};
+use outrigger_tests::harness::{Answer, Call, Proxy, program};
 use outrigger_tests::sim::{Options, Simulator};
 use serde_json::Value;
 
 use super::cut;
-use crate::cli::program;
 use crate::fleet::{attempts, chat, error_code, one_backend, reload, sim};
 use outrigger_tests::harness::Protocol;
 

@@ -155,7 +155,7 @@ impl Launch {
 
     fn command(&self) -> Command {
         let directory = self.directory.path();
-        let mut command = Command::new(self.binary.clone().unwrap_or_else(binary));
+        let mut command = Command::new(self.binary.clone().unwrap_or_else(program));
         command.arg("run").arg("--ports-file").arg(self.ports_file());
         match &self.config {
             Config::Text(yaml) if self.as_configmap => write_as_configmap(directory, yaml, 0),
@@ -319,7 +319,7 @@ impl Proxy {
 ///
 /// # Panics
 /// When it has not been built.
-pub(crate) fn binary() -> PathBuf {
+pub fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("OUTRIGGER_BIN") {
         return path.into();
     }

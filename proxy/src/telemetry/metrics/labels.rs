@@ -423,6 +423,14 @@ label_values! {
 }
 
 label_values! {
+    /// A family of programs in the kernel.
+    ProbeName {
+        /// Follows requests through the application's sockets.
+        Requests "requests",
+    }
+}
+
+label_values! {
     /// How much the kernel saw of a request.
     TimelineResult {
         /// Every step.

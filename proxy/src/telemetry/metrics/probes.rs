@@ -5,8 +5,6 @@ use super::*;
 /// What is told of the probe that follows requests.
 #[derive(Debug, Default)]
 pub struct FollowMetrics {
-    /// 1 while it runs.
-    pub running: Gauge,
     /// Bursts that the kernel had no room for.
     pub bursts_dropped: Counter,
     /// Connections that could not be registered.
@@ -17,13 +15,12 @@ pub struct FollowMetrics {
 
 impl FollowMetrics {
     pub(super) fn write(&self, page: &mut Page) {
-        page.gauge(Id::ProbeRunning, &["requests"], &self.running);
         let lost = [
             ("bursts", &self.bursts_dropped),
             ("connections", &self.unregistered),
             ("requests", &self.notes_dropped),
         ];
-        for (what, count) in lost.into_iter().filter(|_| self.running.get() > 0) {
+        for (what, count) in lost {
             page.counter(Id::ProbeLost, &[what], count.get());
         }
     }

@@ -56,7 +56,7 @@ fn busy() -> Metrics {
     metrics.answers("chat").served(Served::Fallback, ServedFor::Deadline, age);
     metrics.store().warmed_up(WarmedUp::Answered);
     metrics.gate(Scope::Route, "chat").rejected(Rejection::Shed);
-    metrics.follow().running.set(1);
+    metrics.probe(ProbeName::Requests).set(1);
     metrics.app("stable", "127.0.0.1:1").timeline(TimelineResult::Complete);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
     metrics

@@ -16,9 +16,9 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use outrigger_probes::Burst;
 
 use super::{
+    Loaded, Programs,
     fold::{Fold, Span},
     follow::{Ended, Note, Shared},
-    load::Loaded,
     timeline::Timeline,
 };
 use crate::telemetry::{
@@ -41,7 +41,7 @@ pub(super) struct Reader {
     dropped: PerCpuArray<MapData, u64>,
     dropped_before: u64,
     /// Dropping them takes them out of the kernel.
-    _programs: aya::Ebpf,
+    _programs: Programs,
     fold: Fold<Ended>,
     metrics: Arc<FollowMetrics>,
     log: AccessLog,

@@ -17,7 +17,7 @@ use crossbeam_queue::ArrayQueue;
 use outrigger_probes::{Burst, Connection, fold_v6, key};
 use parking_lot::Mutex;
 
-use super::{fold::Span, load::Words};
+use super::{Words, fold::Span};
 use crate::telemetry::{
     access_log::Kept,
     metrics::{AppMetrics, FollowMetrics, TimelineResult},

@@ -4,7 +4,7 @@
 /// from the kernel's own type information (BTF).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Fact {
+pub enum SocketFact {
     /// `sock_common.skc_rcv_saddr`: the own IPv4 address.
     OwnAddress,
     /// `sock_common.skc_v6_rcv_saddr`: the own IPv6 address.
@@ -33,7 +33,7 @@ pub enum Fact {
     OwnNamespace,
 }
 
-impl Fact {
+impl SocketFact {
     /// How many there are.
     pub const COUNT: usize = Self::OwnNamespace as usize + 1;
 }

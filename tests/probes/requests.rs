@@ -1,8 +1,5 @@
 //! The probe that follows requests, in the real kernel: what it says agrees with the clocks of server and client, it sees
 //! every request, and it leaves nothing behind.
-//!
-//! Where it cannot run (no privilege, or a binary without the programs) these tests say so and do nothing; with
-//! `OUTRIGGER_PROBES_REQUIRED` in the environment that is a failure.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,34 +8,14 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-use outrigger_tests::harness::{Call, Launch, Load, Metrics, Process, Proxy};
+use outrigger_tests::harness::{Call, Load, Metrics, Process, Proxy};
 use outrigger_tests::sim::{Options, Simulator};
 use serde_json::Value;
 
-use crate::cli::program;
+use crate::{following, is_impossible};
 
 /// How long a server that is blocked does not read.
 const BLOCKED: Duration = Duration::from_millis(25);
-
-/// Why the probe cannot run here, said past the test runner's capture.
-fn is_impossible() -> bool {
-    let output = Command::new(program()).arg("doctor").output().expect("the program can be run");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !told.contains("impossible") {
-        return false;
-    }
-    assert!(std::env::var_os("OUTRIGGER_PROBES_REQUIRED").is_none(), "no probes here: {told}");
-    let _ = writeln!(std::io::stderr(), "NOT TESTED, the probe cannot run here: {told}");
-    true
-}
-
-fn following(server: SocketAddr) -> String {
-    format!(
-        "backends: {{ app: {{ endpoints: ['{server}'] }} }}\nroutes: [{{ backend: app }}]\n\
-         drain: {{ delay: 0s }}\naccess_log: {{ format: json }}\nprobes: {{ requests: true }}\n"
-    )
-}
 
 /// What a server saw of a request by its own clock.
 struct Seen {
@@ -89,7 +66,7 @@ fn complete(metrics: &Metrics) -> f64 {
 
 #[tokio::test]
 async fn a_blocked_loop_shows_as_time_in_the_socket() {
-    if is_impossible() {
+    if is_impossible("requests") {
         return;
     }
     let (server, seen) = blocked_server();
@@ -118,7 +95,7 @@ async fn a_blocked_loop_shows_as_time_in_the_socket() {
 
 #[tokio::test]
 async fn every_request_is_seen_under_load() {
-    if is_impossible() {
+    if is_impossible("requests") {
         return;
     }
     let simulator = Simulator::start(Options::named("app").fast());
@@ -133,7 +110,7 @@ async fn every_request_is_seen_under_load() {
 
 #[tokio::test]
 async fn a_server_that_closes_every_connection_is_seen_too() {
-    if is_impossible() {
+    if is_impossible("requests") {
         return;
     }
     let mut command = Command::new("python3");
@@ -157,7 +134,7 @@ async fn a_server_that_closes_every_connection_is_seen_too() {
 
 #[tokio::test]
 async fn a_stream_is_seen_from_its_first_write_to_its_last() {
-    if is_impossible() {
+    if is_impossible("requests") {
         return;
     }
     let simulator = Simulator::start(Options::named("app").fast());
@@ -167,76 +144,4 @@ async fn a_stream_is_seen_from_its_first_write_to_its_last() {
     let line = proxy.await_access(1).await.remove(0);
     let answer = seconds(&line, "app_answer_ms");
     assert!(answer > 0.0 && answer <= seconds(&line, "duration_ms"), "{line:#}");
-}
-
-/// The numbers that the kernel gives to what a process holds: programs, maps, links.
-fn held(pid: u32, what: &str) -> Vec<u32> {
-    let folder = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("a running process");
-    let texts = folder.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
-    let mut ids: Vec<u32> = texts
-        .filter_map(|text| {
-            text.lines().find_map(|line| {
-                line.strip_prefix(what)?.trim_start_matches(':').trim().parse().ok()
-            })
-        })
-        .collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
-/// Of these programs and maps, those that the kernel still has.
-fn still_there(programs: &[u32], maps: &[u32]) -> usize {
-    let all = aya::programs::loaded_programs().filter_map(Result::ok);
-    let left = all.filter(|program| programs.contains(&program.id())).count();
-    let all = aya::maps::loaded_maps().filter_map(Result::ok);
-    left + all.filter(|map| maps.contains(&map.id())).count()
-}
-
-#[tokio::test]
-async fn a_proxy_that_is_killed_leaves_nothing_in_the_kernel() {
-    if is_impossible() {
-        return;
-    }
-    let simulator = Simulator::start(Options::named("app").fast());
-    let proxy = Proxy::start(&following(simulator.addr)).await;
-    assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
-    let (programs, maps) = (held(proxy.pid(), "prog_id"), held(proxy.pid(), "map_id"));
-    assert!(programs.len() >= 4 && maps.len() >= 3, "{programs:?} {maps:?}");
-    assert!(still_there(&programs, &maps) >= 7, "what is there can be seen");
-    proxy.signal(Signal::SIGKILL);
-    proxy.wait_exit(Duration::from_secs(10)).await;
-    // The kernel frees them when nobody can run them any more, and tells nobody.
-    let mut pause = tokio::time::interval(Duration::from_millis(20));
-    let patience = Instant::now() + Duration::from_secs(10);
-    while still_there(&programs, &maps) > 0 {
-        assert!(Instant::now() < patience, "{programs:?} {maps:?} are left");
-        pause.tick().await;
-    }
-}
-
-#[tokio::test]
-async fn without_the_capabilities_the_proxy_works_and_says_what_is_missing() {
-    if is_impossible() {
-        return;
-    }
-    let without = "--bounding-set=-sys_admin,-cap_38,-cap_39";
-    let mut command = Command::new("setpriv");
-    let (status, told) = Process::finish(command.arg(without).arg(program()).arg("doctor")).await;
-    assert!(status.success(), "nothing is asked for: {told:?}");
-    assert!(told.join("\n").contains("not permitted without CAP_BPF and CAP_PERFMON"), "{told:?}");
-    let script = tempfile::tempdir().expect("a temporary directory");
-    let path = script.path().join("outrigger");
-    let text = format!("#!/bin/sh\nexec setpriv {without} '{}' \"$@\"\n", program().display());
-    std::fs::write(&path, text).expect("writable");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&path, mode).expect("ours");
-    let simulator = Simulator::start(Options::named("app").fast());
-    let proxy = Launch::new(&following(simulator.addr)).binary(&path).start().await;
-    assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
-    let line = proxy.await_log("the probe is off").await;
-    assert!(line.contains("CAP_BPF and CAP_PERFMON"), "{line}");
-    assert_eq!(proxy.metrics().await.get("outrigger_probe_running", &[]), 0.0);
-    let line = proxy.await_access(1).await.remove(0);
-    assert!(line.get("app_socket_wait_ms").is_none(), "{line:#}");
 }

@@ -1,0 +1,10 @@
+//! What every family of programs needs of the kernel: how its types lie in memory, loading and attaching, and why not.
+
+mod btf;
+mod facts;
+mod load;
+mod obstacle;
+
+pub(super) use facts::{Kernel, own_namespace};
+pub(super) use load::Programs;
+pub use obstacle::Obstacle;

@@ -1,0 +1,69 @@
+//! What the programs are told of this kernel before they are loaded.
+
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+
+use super::{btf::Btf, obstacle::Obstacle};
+
+/// Where the kernel describes its types.
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// The kernel's description of itself.
+pub(in crate::probes) struct Kernel(Vec<u8>);
+
+impl Kernel {
+    /// The one that runs.
+    ///
+    /// # Errors
+    /// It does not describe itself.
+    pub(in crate::probes) fn running() -> Result<Self, Obstacle> {
+        fs::read(VMLINUX).map(Kernel).map_err(|error| Obstacle::NoBtf(error.kind()))
+    }
+
+    fn btf(&self) -> Result<Btf<'_>, Obstacle> {
+        Btf::parse(&self.0).ok_or(Obstacle::NoBtf(io::ErrorKind::InvalidData))
+    }
+
+    /// Passes when it has all these tracepoints.
+    ///
+    /// # Errors
+    /// The first that it lacks.
+    pub(in crate::probes) fn has(
+        &self,
+        tracepoints: impl IntoIterator<Item = &'static str>,
+    ) -> Result<(), Obstacle> {
+        let btf = self.btf()?;
+        let mut tracepoints = tracepoints.into_iter();
+        match tracepoints.find(|name| !btf.has_tracepoint(name)) {
+            Some(missing) => Err(Obstacle::NoTracepoint(missing)),
+            None => Ok(()),
+        }
+    }
+
+    /// How many bytes after the start of its structure each of these fields lies.
+    ///
+    /// # Errors
+    /// The first that there is not.
+    pub(in crate::probes) fn offsets<const N: usize>(
+        &self,
+        fields: [(&str, &[&str]); N],
+    ) -> Result<[u32; N], Obstacle> {
+        let btf = self.btf()?;
+        let mut offsets = [0; N];
+        for (place, (structure, path)) in offsets.iter_mut().zip(fields) {
+            *place = btf.offset(structure, path).ok_or_else(|| Obstacle::NoField {
+                field: format!("{structure}.{}", path.join(".")),
+            })?;
+        }
+        Ok(offsets)
+    }
+}
+
+/// The number of the network namespace that the proxy is in: of the file that stands for it.
+///
+/// # Errors
+/// It cannot be read.
+pub(in crate::probes) fn own_namespace() -> Result<u32, Obstacle> {
+    let file = fs::metadata(Path::new("/proc/self/ns/net"));
+    let number = file.ok().and_then(|file| u32::try_from(file.ino()).ok());
+    number.ok_or(Obstacle::NoNamespace)
+}

@@ -1,0 +1,126 @@
+//! Putting the programs of a family into the kernel, and taking them out again: what is loaded lives as long as its
+//! [`Programs`], and no longer than the process, for nothing is pinned.
+
+use std::io;
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader, Pod,
+    maps::{Map, MapError},
+    programs::{BtfTracePoint, ProgramError},
+    sys::SyscallError,
+};
+
+use super::obstacle::{Obstacle, Rights, explain};
+
+/// The programs of one family in the kernel.
+pub(in crate::probes) struct Programs {
+    loaded: Ebpf,
+    btf: Btf,
+}
+
+impl Programs {
+    /// Creates the maps of an object that `cargo xtask ebpf` has built, and tells its programs the facts of this kernel.
+    /// Nothing runs before it is attached.
+    ///
+    /// # Errors
+    /// What stands in the way; nothing is left in the kernel then.
+    pub(in crate::probes) fn new<const N: usize>(
+        object: &[u8],
+        facts: &[u32; N],
+    ) -> Result<Self, Obstacle>
+    where
+        [u32; N]: Pod,
+    {
+        if object.is_empty() {
+            return Err(Obstacle::NotBuilt);
+        }
+        let btf = Btf::from_sys_fs().map_err(|error| refused(&error))?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf)).override_global("FACTS", facts, true);
+        let loaded = loader.load(object).map_err(|error| obstacle_of(&error))?;
+        Ok(Programs { loaded, btf })
+    }
+
+    /// Hangs a program on a tracepoint by its type in the kernel's BTF.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub(in crate::probes) fn attach_typed(
+        &mut self,
+        name: &str,
+        tracepoint: &str,
+    ) -> Result<(), Obstacle> {
+        let Self { loaded, btf } = self;
+        attach_typed(loaded, btf, name, tracepoint).map_err(|error| obstacle_of(&error))
+    }
+
+    /// A map of the programs, taken out.
+    ///
+    /// # Errors
+    /// There is none of this name and type.
+    pub(in crate::probes) fn map<T>(
+        &mut self,
+        name: &str,
+        typed: impl FnOnce(Map) -> Result<T, MapError>,
+    ) -> Result<T, Obstacle> {
+        let Some(map) = self.loaded.take_map(name) else {
+            return Err(Obstacle::Refused { why: format!("the object has no map {name}") });
+        };
+        typed(map).map_err(|error| refused(&error))
+    }
+}
+
+fn attach_typed(
+    loaded: &mut Ebpf,
+    btf: &Btf,
+    name: &str,
+    tracepoint: &str,
+) -> Result<(), EbpfError> {
+    let program = loaded.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+    let program: &mut BtfTracePoint = program.try_into()?;
+    program.load(tracepoint, btf)?;
+    program.attach()?;
+    Ok(())
+}
+
+/// What an error of aya says, judged by what we may do.
+fn obstacle_of(error: &EbpfError) -> Obstacle {
+    match io_error(error) {
+        Some(error) if error.kind() == io::ErrorKind::PermissionDenied => explain(&Rights::own()),
+        _ => refused(error),
+    }
+}
+
+/// The error of the system call at the bottom of the chain.
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Some(error);
+        }
+        match error.downcast_ref::<SyscallError>() {
+            Some(SyscallError { io_error, .. }) => return Some(io_error),
+            None => cause = error.source(),
+        }
+    }
+    None
+}
+
+/// The whole chain in one line.
+fn refused(error: &dyn std::error::Error) -> Obstacle {
+    let mut why = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        why.push_str(": ");
+        why.push_str(&error.to_string());
+        cause = error.source();
+    }
+    // The verifier's last words tell why; what it said of each instruction does not fit into a line.
+    let mut lines = why.lines().filter(|line| !line.trim().is_empty());
+    let first = lines.next().unwrap_or_default().to_owned();
+    let why = match lines.rev().nth(1) {
+        Some(last) => format!("{first} … {last}"),
+        None => first,
+    };
+    Obstacle::Refused { why }
+}

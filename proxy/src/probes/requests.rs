@@ -1,0 +1,159 @@
+//! The family that follows requests through the sockets of the application: when one reached the application's socket, when
+//! the application read it, when it wrote the answer.
+//!
+//! Why it can be exact: the proxy is in the path. It knows each request's connection and which bytes of it the request was,
+//! so that what the kernel saw of the connection is joined with the request by numbers, without a guess.
+//!
+//! Left out: HTTP/2 to endpoints (one connection carries many requests at once: those are said to be unattributed), and
+//! applications in another network namespace.
+
+mod fold;
+mod follow;
+mod read;
+mod timeline;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::{Builder, JoinHandle},
+};
+
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use outrigger_probes::{Connection, SocketFact};
+use parking_lot::Mutex;
+
+pub use fold::Span;
+pub use follow::{Follower, Watch};
+pub use timeline::Timeline;
+
+use super::kernel::{Kernel, Obstacle, Programs, own_namespace};
+use crate::telemetry::{access_log::AccessLog, metrics::Metrics};
+use follow::Shared;
+use read::Reader;
+
+/// The programs, as `cargo xtask ebpf` built them; empty in a build without.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/requests.o"));
+
+/// Its programs and the tracepoints that they hang on.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("arrived", "tcp_probe"),
+    ("received", "sock_recv_length"),
+    ("sent", "sock_send_length"),
+    ("destroyed", "tcp_destroy_sock"),
+];
+
+/// Every fact but the namespace, and where it is to be found.
+const FIELDS: [(SocketFact, &str, &[&str]); SocketFact::COUNT - 1] = [
+    (SocketFact::OwnAddress, "sock_common", &["skc_rcv_saddr"]),
+    (SocketFact::OwnAddressV6, "sock_common", &["skc_v6_rcv_saddr"]),
+    (SocketFact::OwnPort, "sock_common", &["skc_num"]),
+    (SocketFact::FormerPort, "inet_sock", &["inet_sport"]),
+    (SocketFact::PeerPort, "sock_common", &["skc_dport"]),
+    (SocketFact::Family, "sock_common", &["skc_family"]),
+    (SocketFact::Namespace, "sock_common", &["skc_net"]),
+    (SocketFact::NamespaceNumber, "net", &["ns", "inum"]),
+    (SocketFact::BytesReceived, "tcp_sock", &["bytes_received"]),
+    (SocketFact::WriteSequence, "tcp_sock", &["write_seq"]),
+    (SocketFact::SegmentLength, "sk_buff", &["len"]),
+    (SocketFact::SegmentData, "sk_buff", &["data"]),
+];
+
+/// The words of a [`Connection`].
+type Words = [u64; Connection::WORDS];
+
+/// Programs that run in the kernel, and the maps that they share with us.
+struct Loaded {
+    /// Holds the programs.
+    programs: Programs,
+    connections: HashMap<MapData, u64, Words>,
+    bursts: RingBuf<MapData>,
+    dropped: PerCpuArray<MapData, u64>,
+}
+
+/// Loads the programs and lets them run.
+fn load() -> Result<Loaded, Obstacle> {
+    let kernel = Kernel::running()?;
+    kernel.has(PROGRAMS.map(|(_, tracepoint)| tracepoint))?;
+    let mut programs = Programs::new(OBJECT, &facts(&kernel)?)?;
+    for (name, tracepoint) in PROGRAMS {
+        programs.attach_typed(name, tracepoint)?;
+    }
+    Ok(Loaded {
+        connections: programs.map("CONNECTIONS", HashMap::try_from)?,
+        bursts: programs.map("BURSTS", RingBuf::try_from)?,
+        dropped: programs.map("DROPPED", PerCpuArray::try_from)?,
+        programs,
+    })
+}
+
+fn facts(kernel: &Kernel) -> Result<[u32; SocketFact::COUNT], Obstacle> {
+    let mut facts = [0; SocketFact::COUNT];
+    let offsets = kernel.offsets(FIELDS.map(|(_, structure, path)| (structure, path)))?;
+    for ((fact, ..), offset) in FIELDS.iter().zip(offsets) {
+        facts[*fact as usize] = offset;
+    }
+    facts[SocketFact::OwnNamespace as usize] = own_namespace()?;
+    Ok(facts)
+}
+
+/// Whether it can run here: loads it and takes it out again.
+///
+/// # Errors
+/// What stands in the way.
+pub(super) fn attempt() -> Result<(), Obstacle> {
+    load().map(drop)
+}
+
+/// The probe, while it runs.
+pub(super) struct Requests {
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    stop: Arc<AtomicBool>,
+    reader: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Requests {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub(super) fn start(metrics: &Metrics, log: &AccessLog) -> Result<Self, Obstacle> {
+        let loaded = load()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let reader = Reader::new(loaded, metrics.follow(), log.clone(), Arc::clone(&stop));
+        let shared = reader.shared();
+        let reader = Builder::new().name("probes".to_owned()).spawn(move || reader.run());
+        let reader = reader.map_err(|error| Obstacle::Refused { why: error.to_string() })?;
+        Ok(Requests { shared, metrics: metrics.clone(), stop, reader: Mutex::new(Some(reader)) })
+    }
+
+    /// What follows the connections to an endpoint.
+    pub(super) fn follower(&self, backend: &str, endpoint: &str) -> Follower {
+        Follower::new(Arc::clone(&self.shared), self.metrics.app(backend, endpoint))
+    }
+
+    /// Waits a moment for the last timelines, and takes the programs out of the kernel.
+    pub(super) fn finish(&self) {
+        self.stop.store(true, SeqCst);
+        if let Some(reader) = self.reader.lock().take() {
+            reader.thread().unpark();
+            // A reader that panicked has said so.
+            let _ = reader.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fact_but_the_namespace_has_a_place_in_the_kernel() {
+        for (at, (fact, ..)) in FIELDS.iter().enumerate() {
+            assert_eq!(*fact as usize, at, "in the order of the table");
+        }
+        assert_eq!(SocketFact::OwnNamespace as usize, FIELDS.len());
+    }
+}
