@@ -8,11 +8,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod call;
 mod connection;
 mod fact;
 mod key;
 mod record;
 
+pub use call::{Call, Histogram};
 pub use connection::{Burst, Connection};
 pub use fact::SocketFact;
 pub use key::{fold_v6, key};

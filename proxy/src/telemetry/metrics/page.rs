@@ -83,6 +83,26 @@ impl Page {
         self.add(id, labels, |metric| metric.set_histogram(out));
     }
 
+    /// One that was counted in the kernel: every second of its buckets, from 1 us on.
+    pub(super) fn kernel_histogram(
+        &mut self,
+        id: Id,
+        labels: &[&str],
+        histogram: &outrigger_probes::Histogram,
+    ) {
+        let buckets = histogram.cumulative().skip(2).step_by(2).map(|(nanos, count)| {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(as_float(nanos) / 1e9);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut out = proto::Histogram::default();
+        out.set_bucket(buckets.collect());
+        out.set_sample_count(histogram.count);
+        out.set_sample_sum(as_float(histogram.sum) / 1e9);
+        self.add(id, labels, |metric| metric.set_histogram(out));
+    }
+
     /// One counter per value of a closed list, which becomes the last label.
     pub(super) fn by_value<T: Copy>(
         &mut self,
