@@ -147,7 +147,7 @@ impl Checker<'_> {
             access_log: self.access_log(root.at("access_log"), file),
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
-            probes: Probes { requests: file.probes.requests },
+            probes: self.probes(root.at("probes"), &file.probes),
             warnings: Vec::new(),
         }
     }
@@ -211,6 +211,14 @@ impl Checker<'_> {
             header.push(name);
         }
         Tenant { header }
+    }
+
+    fn probes(&mut self, node: &Node, probes: &crate::schema::Probes) -> Probes {
+        if probes.feedback && !probes.requests {
+            let help = "set `requests: true` as well".to_owned();
+            self.wrong(node.at("feedback"), "needs the probe of requests", Some(help));
+        }
+        Probes { requests: probes.requests, feedback: probes.feedback }
     }
 
     fn access_log(&mut self, node: &Node, file: &File) -> AccessLog {

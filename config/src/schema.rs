@@ -202,6 +202,9 @@ pub struct Probes {
     /// When each request reached the application's socket, was read, and was answered. For HTTP/1.1 to applications in
     /// the network namespace of the proxy. Default: false.
     pub requests: bool,
+    /// What is seen has effect: while requests wait in an application's socket (5 ms and more, for 100 ms), fewer are let
+    /// in at once, and wait in the proxy's queue instead, where there is one. Needs `requests`. Default: false.
+    pub feedback: bool,
 }
 
 /// The proxy's own log.

@@ -225,6 +225,8 @@ pub struct Log {
 pub struct Probes {
     /// What the application's sockets do with each request.
     pub requests: bool,
+    /// What is seen has effect on how many requests are let in.
+    pub feedback: bool,
 }
 
 /// From few words to many.
@@ -293,10 +295,16 @@ log_fields! {
     TokensIn "tokens_in" "Prompt tokens, where the response tells them.";
     TokensOut "tokens_out" "Generated tokens, where the response tells them.";
     UserAgent "user_agent" "The `user-agent`.";
-    AppSocketWaitMs "app_socket_wait_ms" "How long it lay in the application's socket, in milliseconds, where a probe saw it.";
+    AppWireMs "app_wire_ms" "From the proxy beginning to send it to its first segment at the application's socket, in milliseconds, where a probe saw it.";
+    AppSocketWaitMs "app_socket_wait_ms" "How long it lay in the application's socket before it was read, likewise.";
     AppFirstByteMs "app_first_byte_ms" "From being read by the application to the first byte it wrote, likewise.";
     AppAnswerMs "app_answer_ms" "From the first byte that the application wrote to the last, likewise.";
-    AppPid "app_pid" "The process that read it, as the host counts.";
+    AppWrites "app_writes" "How often the application wrote, likewise.";
+    AppLongestGapMs "app_longest_gap_ms" "The longest that two of its writes in a row were apart, likewise.";
+    AppPid "app_pid" "The process that read it: as the proxy's PID namespace counts, or as the host does where it is in another.";
+    GpuWaitMs "gpu_wait_ms" "How much of it somebody in the pod waited for the GPU, in milliseconds, where a probe saw it.";
+    GpuWaitAmong "gpu_wait_among" "Among how many requests that is shared; 1 is exact.";
+    GpuWaitMethod "gpu_wait_method" "How that is known: api (calls of CUDA or HIP) or driver (its system calls).";
 }
 
 impl Config {

@@ -34,7 +34,12 @@ record! {
         bytes_in,
         /// Bytes written.
         bytes_out,
-        /// Who read first: the process in the upper half, the thread in the lower, as the first PID namespace counts.
+        /// How often something was written.
+        writes,
+        /// The longest that two writes in a row were apart, in nanoseconds.
+        longest_gap,
+        /// Who read first: the process in the upper half, the thread in the lower, as the PID namespace of the proxy
+        /// counts; where it does not have them, as the first one does.
         task,
         /// [`Burst::LATE`].
         flags,
@@ -62,6 +67,10 @@ record! {
         bytes_in,
         /// [`Burst::bytes_out`].
         bytes_out,
+        /// [`Burst::writes`].
+        writes,
+        /// [`Burst::longest_gap`].
+        longest_gap,
         /// [`Burst::task`].
         task,
         /// [`Burst::flags`].
@@ -112,6 +121,8 @@ impl Connection {
             last_write: self.last_write,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
+            writes: self.writes,
+            longest_gap: self.longest_gap,
             task: self.task,
             flags: self.flags,
         }
@@ -158,6 +169,8 @@ impl Connection {
         self.last_write = 0;
         self.bytes_in = 0;
         self.bytes_out = 0;
+        self.writes = 0;
+        self.longest_gap = 0;
         self.task = 0;
         self.flags = 0;
         self.sequence = sequence as u64;
@@ -188,8 +201,13 @@ impl Connection {
         }
         if self.first_write == 0 {
             self.first_write = now;
+        } else {
+            // Two threads may write at the same time, and the clocks of processors differ by nanoseconds.
+            let gap = now.saturating_sub(self.last_write);
+            self.longest_gap = self.longest_gap.max(gap);
         }
         self.last_write = now;
+        self.writes = self.writes.wrapping_add(1);
         self.bytes_out = self.bytes_out.wrapping_add(bytes);
     }
 }
@@ -211,7 +229,7 @@ mod tests {
         let words: [u64; Connection::WORDS] = core::array::from_fn(|at| at as u64 + 100);
         let connection = Connection::from_words(words);
         assert_eq!(connection.to_words(), words);
-        assert_eq!((connection.connection, connection.consumed), (100, 112));
+        assert_eq!((connection.connection, connection.consumed), (100, 114));
         let burst = connection.burst();
         assert_eq!(burst.to_words(), words[..Burst::WORDS]);
         let mut bytes = [0; 8 * Burst::WORDS];
@@ -239,6 +257,8 @@ mod tests {
             last_write: 1002,
             bytes_in: 10,
             bytes_out: 30,
+            writes: 1,
+            longest_gap: 0,
             task: TASK,
             flags: 0,
         };
@@ -282,6 +302,18 @@ mod tests {
         let burst = connection.arrives(2000, 10, 39).expect("ended");
         assert_eq!((burst.first_write, burst.last_write, burst.bytes_out), (1002, 2000, 60));
         assert_eq!(burst.flags, Burst::LATE);
+    }
+
+    #[test]
+    fn the_longest_pause_between_writes_is_kept() {
+        let mut connection = Connection::new(5);
+        connection.arrives(1000, 0, 1);
+        connection.is_read(1001, 10, TASK, 1);
+        for (at, sequence) in [(1100, 11), (1150, 21), (1450, 31), (1460, 41)] {
+            connection.is_written(at, 10, sequence);
+        }
+        let burst = connection.burst();
+        assert_eq!((burst.writes, burst.longest_gap, burst.bytes_out), (4, 300, 40));
     }
 
     #[test]

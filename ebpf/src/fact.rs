@@ -31,9 +31,13 @@ pub enum SocketFact {
     SegmentData,
     /// No offset but the number of the proxy's network namespace.
     OwnNamespace,
+    /// No offset but the device that the proxy's PID namespace is a file of.
+    OwnPidsDevice,
+    /// No offset but the number of that file.
+    OwnPidsNumber,
 }
 
 impl SocketFact {
     /// How many there are.
-    pub const COUNT: usize = Self::OwnNamespace as usize + 1;
+    pub const COUNT: usize = Self::OwnPidsNumber as usize + 1;
 }

@@ -31,7 +31,7 @@ use crate::{
     clock,
     deadline::Patience,
     outlier::{Failure, Transition},
-    probes::{Follower, Probes},
+    probes::{Attendance, Follower, Probes},
     signal::agent::{Admin, Operating, Word},
     telemetry::metrics::{EndpointMetrics, Metrics},
     upstream::pool::Pool,
@@ -112,7 +112,7 @@ impl Endpoint {
     }
 
     /// It takes requests again, or more of them: whoever waits for a place may look.
-    fn has_room(&self) {
+    pub(crate) fn has_room(&self) {
         if let Some(gate) = &*self.waiting_room.load() {
             gate.endpoints_changed();
         }
@@ -242,13 +242,12 @@ impl Endpoint {
         }
     }
 
-    /// How many requests may be in flight: what is configured, or what its agent wants if that is less.
+    /// How many requests may be in flight: the least of what is configured, what its agent wants, and what it picks up
+    /// without leaving others in its socket.
     pub(crate) fn limit(&self, configured: Option<usize>) -> Option<usize> {
         let wanted = Some(self.agent_max.load(Relaxed) as usize).filter(|max| *max > 0);
-        match (configured, wanted) {
-            (Some(configured), Some(wanted)) => Some(configured.min(wanted)),
-            (configured, wanted) => configured.or(wanted),
-        }
+        let picked_up = self.follower.as_ref().and_then(Follower::most);
+        [configured, wanted, picked_up].into_iter().flatten().min()
     }
 
     /// It said this of its load, when we had `own` requests in flight there.
@@ -294,10 +293,14 @@ impl Endpoint {
     /// Counts an attempt in, unless `max` of them are in flight already.
     pub(crate) fn admit(self: &Arc<Self>, cost: Cost, max: Option<usize>) -> Option<InFlight> {
         let standing = self.facts.enter(cost);
-        let held = InFlight { endpoint: Arc::clone(self), cost, standing };
+        let mut held = InFlight { endpoint: Arc::clone(self), cost, standing, attendance: None };
         self.metrics.in_flight.inc();
         // Counted first and asked then, so that two can not both be the last one in.
-        max.is_none_or(|max| standing.in_flight as usize <= max).then_some(held)
+        if max.is_some_and(|max| standing.in_flight as usize > max) {
+            return None;
+        }
+        held.attendance = self.follower.as_ref().and_then(|it| it.attend(standing.in_flight));
+        Some(held)
     }
 }
 
@@ -307,6 +310,8 @@ pub struct InFlight {
     /// What it still holds.
     cost: Cost,
     standing: Standing,
+    /// That it is in flight, for what is shared among all who are.
+    attendance: Option<Attendance>,
 }
 
 impl InFlight {
@@ -376,6 +381,9 @@ impl Registry {
             joined = Joined::New;
             let endpoint =
                 Arc::new(Endpoint::new(backend, address, peers, &self.metrics, &self.probes));
+            if let Some(follower) = &endpoint.follower {
+                follower.belongs_to(&endpoint);
+            }
             Entry { endpoint, left: None }
         });
         if entry.left.take().is_some() {

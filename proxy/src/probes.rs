@@ -6,12 +6,15 @@
 
 pub mod doctor;
 mod kernel;
+mod overlap;
+mod pressure;
 mod requests;
 
 use outrigger_config::validated as config;
 
 pub use kernel::Obstacle;
-pub use requests::{Follower, Span, Timeline, Watch};
+pub use overlap::{GpuWait, Method};
+pub use requests::{Attendance, Follower, Span, Timeline, Watch};
 
 use crate::telemetry::{
     access_log::AccessLog,
@@ -29,7 +32,8 @@ impl Probes {
     /// Starts what is asked for. What cannot be is said in the log, and off.
     #[must_use]
     pub fn start(settings: &config::Probes, metrics: &Metrics, log: &AccessLog) -> Self {
-        let requests = settings.requests.then(|| Requests::start(metrics, log));
+        let requests =
+            settings.requests.then(|| Requests::start(metrics, log, None, settings.feedback));
         Probes {
             requests: requests.and_then(|started| told(ProbeName::Requests, metrics, started)),
         }

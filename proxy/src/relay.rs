@@ -580,6 +580,11 @@ impl<'r, 'c> Exchange<'r, 'c> {
         reused && !self.upstream.has_heard() && self.request.upload.is_replayable()
     }
 
+    /// What the kernel has seen so far can be asked from here on.
+    pub fn follow(&mut self) {
+        self.request.trail.followed = self.upstream.span(false);
+    }
+
     /// The response is complete: the connection goes back to rest, if it can carry another request.
     pub fn finish(self, backend: &Backend) {
         self.request.trail.followed = self.upstream.span(true);

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -144,4 +145,81 @@ async fn a_stream_is_seen_from_its_first_write_to_its_last() {
     let line = proxy.await_access(1).await.remove(0);
     let answer = seconds(&line, "app_answer_ms");
     assert!(answer > 0.0 && answer <= seconds(&line, "duration_ms"), "{line:#}");
+}
+
+#[tokio::test]
+async fn the_client_is_told_where_the_time_went_if_it_may_know() {
+    if is_impossible("requests") {
+        return;
+    }
+    let (server, _seen) = blocked_server();
+    let config = following(server).replace("backend: app }", "backend: app, expose: [timing] }");
+    let proxy = Proxy::start(&config).await;
+    let answer = Call::get("/").send(proxy.address()).await;
+    let timing = answer.header("server-timing").expect("it is exposed").to_owned();
+    let part = |name: &str| {
+        let entry = timing.split(", ").find_map(|it| it.strip_prefix(name)?.strip_prefix(";dur="));
+        entry.and_then(|it| it.parse::<f64>().ok()).unwrap_or(f64::NAN)
+    };
+    assert!(part("socket") >= 1000.0 * BLOCKED.as_secs_f64(), "{timing}");
+    assert!(part("wire") > 0.0 && part("wire") < 25.0, "{timing}");
+    assert!(part("wire") + part("socket") <= part("upstream"), "{timing}");
+}
+
+/// A server of one thread, which works on each request for so long while the others lie in their sockets.
+fn slow_loop(work: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let turn = Arc::new(Mutex::new(()));
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let turn = Arc::clone(&turn);
+            thread::spawn(move || answer_in_turn(stream, &turn, work));
+        }
+    });
+    address
+}
+
+fn answer_in_turn(mut stream: TcpStream, turn: &Mutex<()>, work: Duration) {
+    let mut head = [0; 4096];
+    // To wait for the turn is to leave what has come in the socket.
+    while stream.peek(&mut head).is_ok_and(|count| count > 0) {
+        let _turn = turn.lock().expect("nobody panics with it");
+        if !stream.read(&mut head).is_ok_and(|count| count > 0) {
+            return;
+        }
+        thread::sleep(work);
+        if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_feedback_requests_wait_in_the_queue_and_not_in_the_socket() {
+    if is_impossible("requests") {
+        return;
+    }
+    let work = Duration::from_millis(4);
+    let mut waits = Vec::new();
+    for feedback in ["false", "true"] {
+        let config = following(slow_loop(work))
+            .replace("requests: true", &format!("requests: true, feedback: {feedback}"))
+            .replace("'] }", "'], max_connections: 1000, queue: { size: 100, wait: 20s } }");
+        let proxy = Proxy::start(&config).await;
+        let report = Load::of(600).at_once(24).run(proxy.address(), |_| Call::get("/")).await;
+        assert_eq!(report.ok(), 600, "nothing is lost by it");
+        let mut lines: Vec<f64> = proxy
+            .await_access(600)
+            .await
+            .iter()
+            .map(|line| seconds(line, "app_socket_wait_ms"))
+            .collect();
+        // The last of them, when it has settled.
+        let mut last = lines.split_off(400);
+        last.sort_by(f64::total_cmp);
+        waits.push(last[last.len() / 2]);
+    }
+    let _ = writeln!(std::io::stderr(), "in the socket, without and with feedback: {waits:?} s");
+    assert!(waits[1] < 0.75 * waits[0], "{waits:?}");
 }

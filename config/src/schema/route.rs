@@ -231,7 +231,8 @@ pub enum Expose {
     Arm,
     /// x-outrigger-attempts: how many attempts were made.
     Attempts,
-    /// server-timing: how long each part took.
+    /// server-timing: how long each part took until the answer began; with the probe of requests also in the kernel (wire,
+    /// socket, app).
     Timing,
     /// endpoint-load-metrics (ORCA): how loaded the endpoint is, for clients that ask for it.
     Load,

@@ -22,8 +22,11 @@
 )]
 
 use aya_ebpf::{
-    bindings::BPF_RB_NO_WAKEUP,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    bindings::{BPF_RB_NO_WAKEUP, bpf_pidns_info},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns,
+        bpf_probe_read_kernel,
+    },
     macros::{btf_tracepoint, map},
     maps::{HashMap, PerCpuArray, RingBuf},
     programs::BtfTracePointContext,
@@ -105,7 +108,8 @@ fn received(ctx: BtfTracePointContext) -> i32 {
     let Some(sequence) = socket.read(SocketFact::WriteSequence) else { return 0 };
     // SAFETY: the kernel helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    connection.is_read(now, length as u64, bpf_get_current_pid_tgid(), sequence);
+    let task = if connection.picked == 0 { reader() } else { 0 };
+    connection.is_read(now, length as u64, task, sequence);
     0
 }
 
@@ -142,6 +146,22 @@ fn destroyed(ctx: BtfTracePointContext) -> i32 {
     // It may have been registered anew, which cannot be while its ports are in use.
     let _ = CONNECTIONS.remove(key);
     0
+}
+
+/// Who reads: as the proxy's PID namespace counts, where it has them.
+#[inline(always)]
+fn reader() -> u64 {
+    let mut found = bpf_pidns_info { pid: 0, tgid: 0 };
+    let (device, number) = (fact(SocketFact::OwnPidsDevice), fact(SocketFact::OwnPidsNumber));
+    // SAFETY: the helper writes no more than the size it is told.
+    let result = unsafe {
+        let size = size_of::<bpf_pidns_info>() as u32;
+        bpf_get_ns_current_pid_tgid(device.into(), number.into(), &raw mut found, size)
+    };
+    match result {
+        0 => (u64::from(found.tgid) << 32) | u64::from(found.pid),
+        _ => bpf_get_current_pid_tgid(),
+    }
 }
 
 /// Whether the segment has more than its header.

@@ -15,6 +15,7 @@ use crate::{
     compress::{self, Encoder},
     deadline::{Expiry, Next, Watchdog},
     outcome::{ErrorFormat, Outcome, error_body},
+    probes::Timeline,
     request::{Failure, Request, Retry},
     snapshot::Route,
     stream::Kind,
@@ -73,13 +74,28 @@ fn expose(fields: &mut Fields, request: &Request, expose: &config::Expose) {
 fn server_timing(request: &Request, now: Instant) -> String {
     let millis = |d: Duration| d.as_secs_f64() * 1e3;
     let total = millis(now.duration_since(request.start));
+    let app = seen_so_far(request);
+    let seen = |step: fn(&Timeline) -> Option<Duration>| app.as_ref().and_then(step);
+    let parts = [
+        ("queue", request.trail.queued),
+        ("connect", request.trail.connect),
+        ("wire", seen(Timeline::wire)),
+        ("socket", seen(Timeline::socket_wait)),
+        ("app", seen(Timeline::first_byte)),
+    ];
     let mut text = String::new();
-    for (name, part) in [("queue", request.trail.queued), ("connect", request.trail.connect)] {
+    for (name, part) in parts {
         if let Some(part) = part {
             text += &format!("{name};dur={:.2}, ", millis(part));
         }
     }
     text + &format!("upstream;dur={total:.2}")
+}
+
+/// What the kernel saw of a request whose answer has begun, where it is followed. Its first write may not be seen yet.
+fn seen_so_far(request: &Request) -> Option<Timeline> {
+    let follower = request.trail.endpoint.as_ref()?.follower.as_ref()?;
+    follower.so_far(request.trail.followed.as_ref()?)
 }
 
 /// How its allowances stand, by the names that clients of the OpenAI interface know.

@@ -5,6 +5,6 @@ mod facts;
 mod load;
 mod obstacle;
 
-pub(super) use facts::{Kernel, own_namespace};
+pub(super) use facts::{Kernel, own_namespace, own_pids};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;

@@ -25,12 +25,15 @@ use outrigger_probes::{Connection, SocketFact};
 use parking_lot::Mutex;
 
 pub use fold::Span;
-pub use follow::{Follower, Watch};
+pub use follow::{Attendance, Follower, Watch};
 pub use timeline::Timeline;
 
-use super::kernel::{Kernel, Obstacle, Programs, own_namespace};
+use super::{
+    kernel::{Kernel, Obstacle, Programs, own_namespace, own_pids},
+    overlap::Waits,
+};
 use crate::telemetry::{access_log::AccessLog, metrics::Metrics};
-use follow::Shared;
+use follow::{App, Shared};
 use read::Reader;
 
 /// The programs, as `cargo xtask ebpf` built them; empty in a build without.
@@ -44,8 +47,8 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("destroyed", "tcp_destroy_sock"),
 ];
 
-/// Every fact but the namespace, and where it is to be found.
-const FIELDS: [(SocketFact, &str, &[&str]); SocketFact::COUNT - 1] = [
+/// Every fact but the namespaces, and where it is to be found.
+const FIELDS: [(SocketFact, &str, &[&str]); SocketFact::COUNT - 3] = [
     (SocketFact::OwnAddress, "sock_common", &["skc_rcv_saddr"]),
     (SocketFact::OwnAddressV6, "sock_common", &["skc_v6_rcv_saddr"]),
     (SocketFact::OwnPort, "sock_common", &["skc_num"]),
@@ -95,6 +98,9 @@ fn facts(kernel: &Kernel) -> Result<[u32; SocketFact::COUNT], Obstacle> {
         facts[*fact as usize] = offset;
     }
     facts[SocketFact::OwnNamespace as usize] = own_namespace()?;
+    let [device, number] = own_pids();
+    facts[SocketFact::OwnPidsDevice as usize] = device;
+    facts[SocketFact::OwnPidsNumber as usize] = number;
     Ok(facts)
 }
 
@@ -110,28 +116,41 @@ pub(super) fn attempt() -> Result<(), Obstacle> {
 pub(super) struct Requests {
     shared: Arc<Shared>,
     metrics: Metrics,
+    has_effect: bool,
     stop: Arc<AtomicBool>,
     reader: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Requests {
-    /// Starts it.
+    /// Starts it. Where it has effect, what is seen in an endpoint's socket bounds how many requests it gets at once.
     ///
     /// # Errors
     /// What stands in the way.
-    pub(super) fn start(metrics: &Metrics, log: &AccessLog) -> Result<Self, Obstacle> {
+    pub(super) fn start(
+        metrics: &Metrics,
+        log: &AccessLog,
+        waits: Option<Waits>,
+        has_effect: bool,
+    ) -> Result<Self, Obstacle> {
         let loaded = load()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let reader = Reader::new(loaded, metrics.follow(), log.clone(), Arc::clone(&stop));
+        let reader = Reader::new(loaded, metrics.follow(), log.clone(), waits, Arc::clone(&stop));
         let shared = reader.shared();
         let reader = Builder::new().name("probes".to_owned()).spawn(move || reader.run());
         let reader = reader.map_err(|error| Obstacle::Refused { why: error.to_string() })?;
-        Ok(Requests { shared, metrics: metrics.clone(), stop, reader: Mutex::new(Some(reader)) })
+        Ok(Requests {
+            shared,
+            metrics: metrics.clone(),
+            has_effect,
+            stop,
+            reader: Mutex::new(Some(reader)),
+        })
     }
 
     /// What follows the connections to an endpoint.
     pub(super) fn follower(&self, backend: &str, endpoint: &str) -> Follower {
-        Follower::new(Arc::clone(&self.shared), self.metrics.app(backend, endpoint))
+        let app = App::new(self.metrics.app(backend, endpoint), self.has_effect);
+        Follower::new(Arc::clone(&self.shared), app)
     }
 
     /// Waits a moment for the last timelines, and takes the programs out of the kernel.
@@ -150,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fact_but_the_namespace_has_a_place_in_the_kernel() {
+    fn every_fact_but_the_namespaces_has_a_place_in_the_kernel() {
         for (at, (fact, ..)) in FIELDS.iter().enumerate() {
             assert_eq!(*fact as usize, at, "in the order of the table");
         }

@@ -67,3 +67,13 @@ pub(in crate::probes) fn own_namespace() -> Result<u32, Obstacle> {
     let number = file.ok().and_then(|file| u32::try_from(file.ino()).ok());
     number.ok_or(Obstacle::NoNamespace)
 }
+
+/// The device and the number of the file that stands for the proxy's PID namespace; zeros, which is none, when it cannot be
+/// read.
+pub(in crate::probes) fn own_pids() -> [u32; 2] {
+    let file = fs::metadata(Path::new("/proc/self/ns/pid"));
+    let both = |file: fs::Metadata| {
+        Some([u32::try_from(file.dev()).ok()?, u32::try_from(file.ino()).ok()?])
+    };
+    file.ok().and_then(both).unwrap_or_default()
+}

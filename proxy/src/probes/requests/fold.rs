@@ -36,12 +36,14 @@ pub struct Span {
     pub start: u64,
     /// Bytes sent on it with the request.
     pub end: u64,
+    /// When the proxy began to send it, in nanoseconds of CLOCK_MONOTONIC.
+    pub sent: u64,
     /// The response came to its end, so that all steps must have been taken.
     pub complete: bool,
 }
 
 impl Span {
-    fn has(&self, burst: &Burst) -> bool {
+    pub(super) fn has(&self, burst: &Burst) -> bool {
         burst.connection == self.connection && (self.start..self.end).contains(&burst.offset)
     }
 }
@@ -50,7 +52,7 @@ impl Span {
 pub(super) struct Fold<T> {
     connections: HashMap<u64, Heard>,
     waiting: VecDeque<Waiting<T>>,
-    closed: VecDeque<(u32, u64)>,
+    closed: VecDeque<Closed>,
     round: u32,
     patience: u32,
 }
@@ -58,9 +60,23 @@ pub(super) struct Fold<T> {
 #[derive(Default)]
 struct Heard {
     /// In order of their offsets.
-    bursts: Vec<Burst>,
+    bursts: VecDeque<Burst>,
     /// Up to which byte requests have ended.
     ended: u64,
+}
+
+impl Heard {
+    fn bursts_of(&self, span: &Span) -> impl Iterator<Item = &Burst> + Clone {
+        let first = self.bursts.partition_point(|burst| burst.offset < span.start);
+        self.bursts.range(first..).take_while(|burst| burst.offset < span.end)
+    }
+}
+
+/// A connection that the proxy has closed. The application's end of it may live on for a moment, and be told of only then.
+struct Closed {
+    since: u32,
+    connection: u64,
+    key: u64,
 }
 
 struct Waiting<T> {
@@ -87,8 +103,8 @@ impl<T> Fold<T> {
     }
 
     /// A connection was closed by the proxy.
-    pub(super) fn closed(&mut self, connection: u64) {
-        self.closed.push_back((self.round, connection));
+    pub(super) fn closed(&mut self, connection: u64, key: u64) {
+        self.closed.push_back(Closed { since: self.round, connection, key });
     }
 
     /// The kernel told of a burst. Those of connections that are forgotten are.
@@ -97,9 +113,9 @@ impl<T> Fold<T> {
             return;
         };
         let is_full = bursts.len() >= MOST_BURSTS;
-        match bursts.last_mut() {
+        match bursts.back_mut() {
             Some(last) if is_full && last.offset >= *ended => merge(last, &burst),
-            _ => bursts.push(burst),
+            _ => bursts.push_back(burst),
         }
     }
 
@@ -146,7 +162,6 @@ impl<T> Fold<T> {
             }
         }
         self.round = self.round.wrapping_add(1);
-        self.forget_closed();
     }
 
     fn timeline(
@@ -154,27 +169,28 @@ impl<T> Fold<T> {
         span: &Span,
         look_up: &mut impl FnMut(u64) -> Option<Burst>,
     ) -> Option<Timeline> {
-        let heard = self.connections.get(&span.connection).map_or(&[][..], |it| &it.bursts);
-        let told = heard.iter().filter(|burst| span.has(burst));
+        let heard = self.connections.get(&span.connection);
+        let told = heard.map(|it| it.bursts_of(span)).into_iter().flatten();
         let read: u64 = told.clone().map(|burst| burst.bytes_in).sum();
         // When all its bytes were read by what has ended, nothing of it can be under way.
         let current = if read >= span.end - span.start { None } else { look_up(span.key) };
-        Timeline::of(told.copied().chain(current.filter(|burst| span.has(burst))))
+        Timeline::of(span.sent, told.copied().chain(current.filter(|burst| span.has(burst))))
     }
 
     fn forget_until(&mut self, span: &Span) {
         if let Some(heard) = self.connections.get_mut(&span.connection) {
-            heard.bursts.retain(|burst| burst.offset >= span.end);
+            let past = heard.bursts.partition_point(|burst| burst.offset < span.end);
+            heard.bursts.drain(..past);
         }
     }
 
-    fn forget_closed(&mut self) {
-        while let Some((since, connection)) = self.closed.front().copied()
-            && self.round.wrapping_sub(since) > AFTERLIFE
-        {
-            self.closed.pop_front();
-            self.connections.remove(&connection);
-        }
+    /// Forgets the next connection that was closed long ago; it, and its key in the map.
+    pub(super) fn forget(&mut self) -> Option<(u64, u64)> {
+        let round = self.round;
+        let is_old = |closed: &mut Closed| round.wrapping_sub(closed.since) > AFTERLIFE;
+        let Closed { connection, key, .. } = self.closed.pop_front_if(is_old)?;
+        self.connections.remove(&connection);
+        Some((connection, key))
     }
 }
 
@@ -183,7 +199,7 @@ mod tests {
     use super::*;
 
     fn span(start: u64, end: u64) -> Span {
-        Span { connection: 1, key: 9, start, end, complete: true }
+        Span { connection: 1, key: 9, start, end, sent: 500, complete: true }
     }
 
     fn burst(offset: u64, bytes_in: u64) -> Burst {
@@ -294,12 +310,14 @@ mod tests {
         let mut fold = Fold::<&str>::new();
         fold.opened(1);
         fold.heard(burst(0, 10));
-        fold.closed(1);
+        fold.closed(1, 9);
         fold.ended(span(0, 10), "late");
         assert_eq!(rounds(&mut fold, 5, |_| None).1, vec![("late", Some(1000))]);
-        for _ in 0..=AFTERLIFE {
+        for _ in 2..=AFTERLIFE {
+            assert_eq!(fold.forget(), None);
             fold.round(|_| None, |_, _, _| {});
         }
+        assert_eq!((fold.forget(), fold.forget()), (Some((1, 9)), None));
         fold.heard(burst(10, 10));
         assert!(fold.connections.is_empty() && fold.is_idle());
     }

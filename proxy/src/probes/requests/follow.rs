@@ -6,21 +6,27 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     thread::Thread,
+    time::Duration,
 };
 
 use aya::maps::{HashMap, MapData};
 use crossbeam_queue::ArrayQueue;
+use nix::time::{ClockId, clock_gettime};
 use outrigger_probes::{Burst, Connection, fold_v6, key};
 use parking_lot::Mutex;
 
-use super::{Words, fold::Span};
-use crate::telemetry::{
-    access_log::Kept,
-    metrics::{AppMetrics, FollowMetrics, TimelineResult},
+use super::{Timeline, Words, fold::Span};
+use crate::{
+    endpoint::Endpoint,
+    probes::pressure::{Interval, Pressure},
+    telemetry::{
+        access_log::Kept,
+        metrics::{AppMetrics, FollowMetrics, TimelineResult},
+    },
 };
 
 /// Notes that wait for the reader: what comes in 20 ms at 400,000 requests per second.
@@ -28,6 +34,10 @@ const NOTES: usize = 8192;
 
 /// What the reader is told.
 pub(super) enum Note {
+    /// A request was sent to a followed endpoint, at this time.
+    Began(u64),
+    /// It is over.
+    Ceased(u64),
     /// A connection is followed.
     Opened(u64),
     /// It was closed by the proxy; its key.
@@ -38,9 +48,41 @@ pub(super) enum Note {
 
 /// What is to be done when the timeline of a request is known.
 pub(super) struct Ended {
-    pub(super) metrics: Arc<AppMetrics>,
+    pub(super) app: Arc<App>,
     /// Its line of the access log, if there is one.
     pub(super) line: Option<Box<Kept>>,
+}
+
+/// The application at one endpoint, as far as the kernel tells of it.
+pub(super) struct App {
+    pub(super) metrics: Arc<AppMetrics>,
+    /// Where what is seen is to have effect: how many requests it may have at once.
+    pressure: Option<Pressure>,
+    /// The reader's alone.
+    interval: Mutex<Interval>,
+    endpoint: OnceLock<Weak<Endpoint>>,
+}
+
+impl App {
+    pub(super) fn new(metrics: Arc<AppMetrics>, has_effect: bool) -> Self {
+        App {
+            metrics,
+            pressure: has_effect.then(Pressure::default),
+            interval: Mutex::default(),
+            endpoint: OnceLock::new(),
+        }
+    }
+
+    /// A request was read there at this time, after it had waited so long.
+    pub(super) fn waited(&self, at: u64, wait: Duration) {
+        let Some(pressure) = &self.pressure else { return };
+        let wait = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        let has_room = pressure.waited(&mut self.interval.lock(), at, wait);
+        self.metrics.limit.set(pressure.most().map_or(0, i64::from));
+        if has_room && let Some(endpoint) = self.endpoint.get().and_then(Weak::upgrade) {
+            endpoint.has_room();
+        }
+    }
 }
 
 /// What the path of requests and the reader share.
@@ -50,6 +92,8 @@ pub(super) struct Shared {
     pub(super) notes: ArrayQueue<Note>,
     next: AtomicU64,
     metrics: Arc<FollowMetrics>,
+    /// It matters how many requests are in flight.
+    counts: bool,
     /// The reader sleeps until it is woken.
     pub(super) asleep: AtomicBool,
     pub(super) reader: OnceLock<Thread>,
@@ -59,8 +103,10 @@ impl Shared {
     pub(super) fn new(
         connections: HashMap<MapData, u64, Words>,
         metrics: Arc<FollowMetrics>,
+        counts: bool,
     ) -> Self {
         Shared {
+            counts,
             connections: Mutex::new(connections),
             notes: ArrayQueue::new(NOTES),
             // Zero is nobody.
@@ -107,12 +153,24 @@ impl Shared {
 #[derive(Clone)]
 pub struct Follower {
     shared: Arc<Shared>,
-    metrics: Arc<AppMetrics>,
+    app: Arc<App>,
 }
 
 impl Follower {
-    pub(super) fn new(shared: Arc<Shared>, metrics: Arc<AppMetrics>) -> Self {
-        Follower { shared, metrics }
+    pub(super) fn new(shared: Arc<Shared>, app: App) -> Self {
+        Follower { shared, app: Arc::new(app) }
+    }
+
+    /// Whose follower this is; said once, when the endpoint exists.
+    pub fn belongs_to(&self, endpoint: &Arc<Endpoint>) {
+        // An endpoint is made once.
+        let _ = self.app.endpoint.set(Arc::downgrade(endpoint));
+    }
+
+    /// How many requests the endpoint may have at once, by what is seen in its socket; `None` for any number.
+    #[must_use]
+    pub fn most(&self) -> Option<usize> {
+        Some(self.app.pressure.as_ref()?.most()? as usize)
     }
 
     /// Has a connection followed that nothing was sent on yet; `None` when there are too many.
@@ -125,8 +183,35 @@ impl Follower {
             self.shared.metrics.unregistered.inc();
             return None;
         }
-        let watch = Watch { shared: Arc::clone(&self.shared), connection, key, sent: 0, start: 0 };
+        let watch = Watch {
+            shared: Arc::clone(&self.shared),
+            connection,
+            key,
+            sent: 0,
+            start: 0,
+            since: 0,
+        };
         self.shared.note(Note::Opened(connection)).is_ok().then_some(watch)
+    }
+
+    /// A request is in flight from now on, with so many in all, as long as this is there; `None` where that does not
+    /// matter.
+    #[must_use]
+    pub fn attend(&self, in_flight: u32) -> Option<Attendance> {
+        if let Some(pressure) = &self.app.pressure {
+            pressure.enters(in_flight);
+        }
+        if !self.shared.counts || self.shared.note(Note::Began(monotonic())).is_err() {
+            return None;
+        }
+        Some(Attendance(Arc::clone(&self.shared)))
+    }
+
+    /// What was seen so far of a request that is being answered: one system call.
+    #[must_use]
+    pub fn so_far(&self, span: &Span) -> Option<Timeline> {
+        let burst = self.shared.look_up(span.key).filter(|burst| span.has(burst))?;
+        Timeline::of(span.sent, [burst])
     }
 
     /// A request to the endpoint has ended. Gives its line back when it is to be written without a timeline.
@@ -139,14 +224,24 @@ impl Follower {
         line: Option<Box<Kept>>,
     ) -> Result<(), Option<Box<Kept>>> {
         let Some(span) = span else {
-            self.metrics.timeline(TimelineResult::Unattributed);
+            self.app.metrics.timeline(TimelineResult::Unattributed);
             return Err(line);
         };
-        let ended = Ended { metrics: Arc::clone(&self.metrics), line };
+        let ended = Ended { app: Arc::clone(&self.app), line };
         match self.shared.note(Note::Ended(span, ended)) {
             Err(Note::Ended(_, ended)) => Err(ended.line),
             _ => Ok(()),
         }
+    }
+}
+
+/// A request in flight.
+pub struct Attendance(Arc<Shared>);
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        // One that is lost counts for ever, which errs towards *shared*; and is counted.
+        let _ = self.0.note(Note::Ceased(monotonic()));
     }
 }
 
@@ -163,12 +258,22 @@ pub struct Watch {
     key: u64,
     sent: u64,
     start: u64,
+    /// When the present request began to be sent.
+    since: u64,
 }
 
 impl Watch {
     /// What is sent from now on is another request.
     pub fn begin(&mut self) {
         self.start = self.sent;
+        self.since = 0;
+    }
+
+    /// Something is about to be sent.
+    pub fn sends(&mut self) {
+        if self.since == 0 {
+            self.since = monotonic();
+        }
     }
 
     /// So many bytes were sent.
@@ -179,8 +284,8 @@ impl Watch {
     /// The present request so far.
     #[must_use]
     pub fn span(&self, complete: bool) -> Span {
-        let Self { connection, key, start, sent: end, .. } = *self;
-        Span { connection, key, start, end, complete }
+        let Self { connection, key, start, sent: end, since: sent, .. } = *self;
+        Span { connection, key, start, end, sent, complete }
     }
 }
 
@@ -190,6 +295,12 @@ impl Drop for Watch {
             self.shared.dismiss(self.connection, self.key);
         }
     }
+}
+
+/// The kernel's clock, by which its programs tell the time: nanoseconds of CLOCK_MONOTONIC; 0 where there is none.
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
 }
 
 /// The server's address in 32 bits, as the kernel's side makes it.

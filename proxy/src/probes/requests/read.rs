@@ -21,6 +21,7 @@ use super::{
     follow::{Ended, Note, Shared},
     timeline::Timeline,
 };
+use crate::probes::overlap::{Crowd, Waits};
 use crate::telemetry::{
     access_log::AccessLog,
     metrics::{FollowMetrics, TimelineResult},
@@ -43,6 +44,9 @@ pub(super) struct Reader {
     /// Dropping them takes them out of the kernel.
     _programs: Programs,
     fold: Fold<Ended>,
+    /// Who waits for the GPU, where a probe looks at that.
+    waits: Option<Waits>,
+    crowd: Crowd,
     metrics: Arc<FollowMetrics>,
     log: AccessLog,
     stop: Arc<AtomicBool>,
@@ -53,10 +57,11 @@ impl Reader {
         loaded: Loaded,
         metrics: Arc<FollowMetrics>,
         log: AccessLog,
+        waits: Option<Waits>,
         stop: Arc<AtomicBool>,
     ) -> Self {
         let Loaded { programs, connections, bursts, dropped } = loaded;
-        let shared = Arc::new(Shared::new(connections, Arc::clone(&metrics)));
+        let shared = Arc::new(Shared::new(connections, Arc::clone(&metrics), waits.is_some()));
         let fold = Fold::new();
         Reader {
             shared,
@@ -65,6 +70,8 @@ impl Reader {
             dropped_before: 0,
             _programs: programs,
             fold,
+            waits,
+            crowd: Crowd::default(),
             metrics,
             log,
             stop,
@@ -109,10 +116,11 @@ impl Reader {
         // Notes first: whatever ended before has been told by the kernel when the ring is read afterwards.
         while let Some(note) = self.shared.notes.pop() {
             match note {
+                Note::Began(at) => self.crowd.began(at),
+                Note::Ceased(at) => self.crowd.ceased(at),
                 Note::Opened(connection) => self.fold.opened(connection),
                 Note::Closed(connection, key) => {
-                    self.fold.closed(connection);
-                    self.shared.dismiss(connection, key);
+                    self.fold.closed(connection, key);
                 }
                 Note::Ended(span, ended) => self.fold.ended(span, ended),
             }
@@ -122,9 +130,17 @@ impl Reader {
                 self.fold.heard(burst);
             }
         }
-        let (shared, log) = (&self.shared, &self.log);
-        let done = |ended: Ended, span: Span, timeline| deliver(&ended, span, timeline, log);
+        let (shared, log, waits, crowd) = (&self.shared, &self.log, &self.waits, &self.crowd);
+        let done = |ended: Ended, span: Span, mut timeline: Option<Timeline>| {
+            if let (Some(waits), Some(timeline)) = (waits, &mut timeline) {
+                timeline.gpu = timeline.last_write.and_then(|end| waits.of(crowd, span.sent, end));
+            }
+            deliver(&ended, span, timeline, log);
+        };
         self.fold.round(|key| shared.look_up(key), done);
+        while let Some((connection, key)) = self.fold.forget() {
+            shared.dismiss(connection, key);
+        }
         if let Ok(counts) = self.dropped.get(&0, 0) {
             let all: u64 = counts.iter().sum();
             self.metrics.bursts_dropped.add(all - self.dropped_before);
@@ -134,7 +150,7 @@ impl Reader {
 }
 
 fn deliver(ended: &Ended, span: Span, timeline: Option<Timeline>, log: &AccessLog) {
-    let metrics = &ended.metrics;
+    let metrics = &ended.app.metrics;
     metrics.timeline(match timeline {
         _ if !span.complete => TimelineResult::BrokenOff,
         Some(timeline) if timeline.is_complete() => TimelineResult::Complete,
@@ -143,6 +159,7 @@ fn deliver(ended: &Ended, span: Span, timeline: Option<Timeline>, log: &AccessLo
     });
     if let Some(timeline) = &timeline {
         let steps = [
+            (timeline.wire(), &metrics.wire),
             (timeline.socket_wait(), &metrics.socket_wait),
             (timeline.first_byte(), &metrics.first_byte),
             (timeline.answer(), &metrics.answer),
@@ -152,6 +169,14 @@ fn deliver(ended: &Ended, span: Span, timeline: Option<Timeline>, log: &AccessLo
                 histogram.observe(took);
             }
         }
+    }
+    if let Some(timeline) = &timeline
+        && let (Some(picked), Some(wait)) = (timeline.picked, timeline.socket_wait())
+    {
+        ended.app.waited(picked, wait);
+    }
+    if let Some(gpu) = timeline.and_then(|timeline| timeline.gpu) {
+        metrics.gpu_wait(&gpu);
     }
     if let Some(line) = &ended.line {
         log.write(&line.with(timeline));

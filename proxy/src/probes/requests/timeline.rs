@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use outrigger_probes::Burst;
 
+use crate::probes::overlap::GpuWait;
+
 /// What the kernel saw of one request. Times are nanoseconds of CLOCK_MONOTONIC; `None` is "not seen".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeline {
+    /// When the proxy began to send it.
+    pub sent: Option<u64>,
     /// When its first segment reached the application's socket.
     pub arrived: Option<u64>,
     /// When the application had read first.
@@ -22,15 +26,22 @@ pub struct Timeline {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
-    /// The process that read first, as the first PID namespace counts.
+    /// How often something was written.
+    pub writes: u64,
+    /// The longest that two writes in a row were apart.
+    pub longest_gap: Duration,
+    /// The process that read first, as the PID namespace of the proxy counts; where it does not have it, as the first.
     pub process: u32,
     /// Its thread, likewise.
     pub thread: u32,
+    /// How much of it was spent waiting for the GPU, where a probe looks at that.
+    pub gpu: Option<GpuWait>,
 }
 
 impl Timeline {
-    /// What these bursts were together, in order of their offsets; `None` without any.
-    pub(super) fn of(bursts: impl IntoIterator<Item = Burst>) -> Option<Self> {
+    /// What these bursts were together, in order of their offsets; `None` without any. The proxy began to send at `sent`,
+    /// or did not look at the clock when that is 0.
+    pub(super) fn of(sent: u64, bursts: impl IntoIterator<Item = Burst>) -> Option<Self> {
         let mut bursts = bursts.into_iter();
         let mut whole = bursts.next()?;
         for burst in bursts {
@@ -38,6 +49,7 @@ impl Timeline {
         }
         let seen = |at: u64| (at != 0).then_some(at);
         Some(Timeline {
+            sent: seen(sent),
             arrived: seen(whole.arrived),
             picked: seen(whole.picked),
             read: seen(whole.read),
@@ -45,8 +57,11 @@ impl Timeline {
             last_write: seen(whole.last_write),
             bytes_in: whole.bytes_in,
             bytes_out: whole.bytes_out,
+            writes: whole.writes,
+            longest_gap: Duration::from_nanos(whole.longest_gap),
             process: whole.process(),
             thread: whole.thread(),
+            gpu: None,
         })
     }
 
@@ -55,6 +70,12 @@ impl Timeline {
     pub fn is_complete(&self) -> bool {
         let seen = [self.arrived, self.picked, self.first_write, self.last_write];
         seen.iter().all(Option::is_some)
+    }
+
+    /// From the proxy beginning to send it to its first segment at the application's socket.
+    #[must_use]
+    pub fn wire(&self) -> Option<Duration> {
+        between(self.sent, self.arrived)
     }
 
     /// How long it lay in the application's socket before it was read.
@@ -91,6 +112,12 @@ pub(super) fn merge(whole: &mut Burst, later: &Burst) {
     };
     whole.read = whole.read.max(later.read);
     whole.first_write = first(whole.first_write, later.first_write);
+    if whole.last_write != 0 && later.first_write != 0 {
+        let between = later.first_write.saturating_sub(whole.last_write);
+        whole.longest_gap = whole.longest_gap.max(between);
+    }
+    whole.longest_gap = whole.longest_gap.max(later.longest_gap);
+    whole.writes += later.writes;
     whole.last_write = whole.last_write.max(later.last_write);
     whole.bytes_in += later.bytes_in;
     whole.bytes_out += later.bytes_out;
@@ -104,12 +131,12 @@ mod tests {
     #[test]
     fn steps_that_were_not_seen_have_no_length() {
         let burst = Burst { picked: 10, first_write: 30, last_write: 35, ..Burst::default() };
-        let timeline = Timeline::of([burst]).expect("one burst");
+        let timeline = Timeline::of(0, [burst]).expect("one burst");
         assert_eq!(timeline.socket_wait(), None);
         assert_eq!(timeline.first_byte(), Some(Duration::from_nanos(20)));
         assert_eq!(timeline.answer(), Some(Duration::from_nanos(5)));
         assert!(!timeline.is_complete());
-        assert_eq!(Timeline::of([]), None);
+        assert_eq!(Timeline::of(0, []), None);
     }
 
     #[test]
@@ -122,6 +149,8 @@ mod tests {
             last_write: 31,
             bytes_in: 100,
             bytes_out: 1,
+            writes: 2,
+            longest_gap: 1,
             task: 7 << 32,
             ..Burst::default()
         };
@@ -134,14 +163,18 @@ mod tests {
             last_write: 70,
             bytes_in: 200,
             bytes_out: 2,
+            writes: 2,
+            longest_gap: 10,
             task: 8 << 32,
             ..Burst::default()
         };
-        let timeline = Timeline::of([early, rest]).expect("two bursts");
+        let timeline = Timeline::of(4, [early, rest]).expect("two bursts");
+        assert_eq!(timeline.wire(), Some(Duration::from_nanos(6)));
         assert_eq!(timeline.socket_wait(), Some(Duration::from_nanos(10)));
         assert_eq!(timeline.first_byte(), Some(Duration::from_nanos(10)));
         assert_eq!(timeline.answer(), Some(Duration::from_nanos(40)));
         assert_eq!((timeline.read, timeline.bytes_in, timeline.bytes_out), (Some(55), 300, 3));
+        assert_eq!((timeline.writes, timeline.longest_gap), (4, Duration::from_nanos(29)));
         assert_eq!(timeline.process, 7);
     }
 }

@@ -210,9 +210,21 @@ fn value(field: LogField, record: &Record<'_>, out: &mut Vec<u8>) -> bool {
         LogField::TokensIn => record.tokens_in.is_some_and(|tokens| number(out, tokens)),
         LogField::TokensOut => record.tokens_out.is_some_and(|tokens| number(out, tokens)),
         LogField::UserAgent => text(out, record.user_agent),
+        LogField::AppWireMs => app(record, Timeline::wire, out),
         LogField::AppSocketWaitMs => app(record, Timeline::socket_wait, out),
         LogField::AppFirstByteMs => app(record, Timeline::first_byte, out),
         LogField::AppAnswerMs => app(record, Timeline::answer, out),
+        LogField::AppWrites => record.app.is_some_and(|app| number(out, app.writes)),
+        LogField::AppLongestGapMs => app(record, |app| Some(app.longest_gap), out),
+        LogField::GpuWaitMs => app(record, |app| Some(app.gpu?.took), out),
+        LogField::GpuWaitAmong => {
+            let gpu = record.app.and_then(|app| app.gpu);
+            gpu.is_some_and(|gpu| number(out, u64::from(gpu.among)))
+        }
+        LogField::GpuWaitMethod => {
+            let gpu = record.app.and_then(|app| app.gpu);
+            gpu.is_some_and(|gpu| text(out, gpu.method.as_str().as_bytes()))
+        }
         LogField::AppPid => {
             let read = record.app.filter(|app| app.picked.is_some());
             read.is_some_and(|app| number(out, u64::from(app.process)))
@@ -485,7 +497,7 @@ impl Text<'_> {
 }
 
 /// The fields without a column.
-const NAMED: [LogField; 16] = [
+const NAMED: [LogField; 22] = [
     LogField::Model,
     LogField::Chunks,
     LogField::Attempts,
@@ -498,10 +510,16 @@ const NAMED: [LogField; 16] = [
     LogField::RequestId,
     LogField::TraceId,
     LogField::UserAgent,
+    LogField::AppWireMs,
     LogField::AppSocketWaitMs,
     LogField::AppFirstByteMs,
     LogField::AppAnswerMs,
+    LogField::AppWrites,
+    LogField::AppLongestGapMs,
     LogField::AppPid,
+    LogField::GpuWaitMs,
+    LogField::GpuWaitAmong,
+    LogField::GpuWaitMethod,
 ];
 
 /// Escaped like JSON, without quotes.
@@ -539,6 +557,7 @@ pub(super) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::probes::{GpuWait, Method};
 
     /// A record with everything in it.
     pub(in super::super) fn sample() -> Record<'static> {
@@ -571,6 +590,7 @@ pub(super) mod tests {
             tokens_out: Some(340),
             user_agent: b"OpenAI/Python 1.0",
             app: Some(Timeline {
+                sent: Some(960_000),
                 arrived: Some(1_000_000),
                 picked: Some(26_104_000),
                 read: Some(26_104_000),
@@ -578,8 +598,15 @@ pub(super) mod tests {
                 last_write: Some(1_030_104_500),
                 bytes_in: 1400,
                 bytes_out: 46_000,
+                writes: 340,
+                longest_gap: Duration::from_millis(7),
                 process: 4242,
                 thread: 4243,
+                gpu: Some(GpuWait {
+                    took: Duration::from_millis(900),
+                    method: Method::Api,
+                    among: 3,
+                }),
             }),
         }
     }
@@ -603,8 +630,10 @@ pub(super) mod tests {
             r#""first_byte_ms":35.007,"deadline_ms":1250.000,"upstream_connect_ms":0.090,"queued_ms":12.500,"#,
             r#""attempts":2,"hedge":"won","bytes_in":1234,"#,
             r#""bytes_out":45678,"chunks":340,"tokens_in":12,"tokens_out":340,"#,
-            r#""user_agent":"OpenAI/Python 1.0","app_socket_wait_ms":25.104,"#,
-            r#""app_first_byte_ms":4.000,"app_answer_ms":1000.000,"app_pid":4242}"#,
+            r#""user_agent":"OpenAI/Python 1.0","app_wire_ms":0.040,"app_socket_wait_ms":25.104,"#,
+            r#""app_first_byte_ms":4.000,"app_answer_ms":1000.000,"app_writes":340,"#,
+            r#""app_longest_gap_ms":7.000,"app_pid":4242,"gpu_wait_ms":900.000,"gpu_wait_among":3,"#,
+            r#""gpu_wait_method":"api"}"#,
             "\n",
         );
         assert_eq!(render(&Layout::json(LogField::ALL), &sample()), expected);
@@ -637,7 +666,9 @@ pub(super) mod tests {
             protocol=\"HTTP/1.1\" client=\"10.0.0.9\" \
             request_id=\"0a1b2c3d4e5f60718293a4b5c6d7e8f9\" \
             trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\" user_agent=\"OpenAI/Python 1.0\" \
-            app_socket_wait_ms=25.104 app_first_byte_ms=4.000 app_answer_ms=1000.000 app_pid=4242\n";
+            app_wire_ms=0.040 app_socket_wait_ms=25.104 app_first_byte_ms=4.000 app_answer_ms=1000.000 \
+            app_writes=340 app_longest_gap_ms=7.000 app_pid=4242 \
+            gpu_wait_ms=900.000 gpu_wait_among=3 gpu_wait_method=\"api\"\n";
         assert_eq!(render(&Layout::text(LogField::ALL, false), &sample()), expected);
     }
 

@@ -263,12 +263,18 @@ declare! {
         "1 while a probe runs, else 0; `outrigger doctor` says why.";
     ProbeLost COUNTER "probe_lost_total" ["what"]
         "What a probe had no room for: bursts in the kernel, connections to follow, requests to join.";
+    AppWire HISTOGRAM "app_wire_seconds" ["backend" "endpoint"]
+        "Time from the proxy beginning to send a request to its first segment at the application's socket, as the kernel saw it.";
     AppSocketWait HISTOGRAM "app_socket_wait_seconds" ["backend" "endpoint"]
         "Time that requests lay in the application's socket before it read them, as the kernel saw it.";
     AppFirstByte HISTOGRAM "app_first_byte_seconds" ["backend" "endpoint"]
         "Time from the application's first read of a request to its first write, as the kernel saw it.";
     AppAnswer HISTOGRAM "app_answer_seconds" ["backend" "endpoint"]
         "Time from the application's first write of an answer to its last, as the kernel saw it.";
+    AppLimit GAUGE "app_pick_up_limit" ["backend" "endpoint"]
+        "How many requests an endpoint may have at once, because others waited in its socket; 0 for any number.";
+    AppGpuWait HISTOGRAM "app_gpu_wait_seconds" ["backend" "endpoint" "method" "attribution"]
+        "How much of each request's time somebody in the pod waited for the GPU: exact where it was the only one in flight, else shared by all who were.";
     AppTimelines COUNTER "app_timelines_total" ["backend" "endpoint" "result"]
         "Requests that an endpoint had, by how much of them the kernel saw.";
     AccessLogDropped COUNTER "access_log_dropped_total" []

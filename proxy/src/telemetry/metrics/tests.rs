@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::probes::{GpuWait, Method};
 
 /// The samples of one metric as `(labels joined by a slash, value)`.
 fn samples(metrics: &Metrics, name: &str) -> Vec<(String, f64)> {
@@ -57,7 +58,10 @@ fn busy() -> Metrics {
     metrics.store().warmed_up(WarmedUp::Answered);
     metrics.gate(Scope::Route, "chat").rejected(Rejection::Shed);
     metrics.probe(ProbeName::Requests).set(1);
-    metrics.app("stable", "127.0.0.1:1").timeline(TimelineResult::Complete);
+    let app = metrics.app("stable", "127.0.0.1:1");
+    app.timeline(TimelineResult::Complete);
+    let took = Duration::from_millis(3);
+    app.gpu_wait(&GpuWait { took, method: Method::Driver, among: 2 });
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
     metrics
 }

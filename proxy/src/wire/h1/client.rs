@@ -172,6 +172,9 @@ impl ClientConn {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
         let Some(watch) = &mut self.watch else { return self.conn.poll_flush(cx) };
         let before = self.conn.queued();
+        if before > 0 {
+            watch.sends();
+        }
         let result = self.conn.poll_flush(cx);
         watch.sent(before - self.conn.queued());
         result
