@@ -37,7 +37,7 @@ class Clocks:
     def __init__(self, transport):
         self.transport = transport
         self.fd = transport.get_extra_info("socket").fileno()
-        self.read = self.called = self.first = self.last = None
+        self.read = self.called = self.recalled = self.first = self.last = None
 
     def has_read(self):
         self.read = self.read or now()
@@ -57,7 +57,8 @@ class Pen:
         return getattr(self._transport, name)
 
     def write(self, data):
-        self._clocks.called = self._clocks.called or now()
+        self._clocks.recalled = now()
+        self._clocks.called = self._clocks.called or self._clocks.recalled
         self._transport.write(data)
         if FLAVOUR == "uvloop":
             asyncio.get_running_loop().call_soon(self._clocks.has_written)
@@ -204,12 +205,12 @@ async def app(scope, receive, send):
         await send(event)
 
     await respond(scope["path"], dict(parse_qsl(scope["query_string"].decode())), clocks, receive, noted)
-    called, first, last = clocks.called, clocks.first, clocks.last
+    called, recalled, first, last = clocks.called, clocks.recalled, clocks.first, clocks.last
     if FLAVOUR == "uvloop":
         # The note of the last write is made in the next round.
         await asyncio.sleep(0)
         first, last = clocks.first, clocks.last
-    record = {"path": scope["path"], "read": read, "called": called}
+    record = {"path": scope["path"], "read": read, "called": called, "recalled": recalled}
     SEEN.append({**record, "first": first, "last": last})
 
 

@@ -32,6 +32,8 @@ pub(super) struct Noted {
     called: i64,
     /// It had been written first.
     pub(super) first: i64,
+    /// The application was about to write last.
+    recalled: i64,
     /// It had been written last.
     pub(super) last: i64,
 }
@@ -120,18 +122,50 @@ fn paired(lines: &[Value], seen: Vec<Noted>) -> Vec<(&Value, Noted)> {
     lines.iter().map(noted).collect()
 }
 
-/// The kernel's intervals contain those of the handler, and agree with those from read to write.
-fn against(pairs: &[(&Value, Noted)]) -> (Errors, Errors) {
-    let (mut first_bytes, mut answers) = (Vec::new(), Vec::new());
-    for (line, noted) in pairs {
-        let (first, answer) = (seconds(line, "app_first_byte_ms"), seconds(line, "app_answer_ms"));
-        let handler = since(noted.read, noted.called);
-        assert!(first + CUT >= handler, "the handler took {handler} s: {line:#}");
-        first_bytes.push((first - since(noted.read, noted.first)).abs());
-        answers.push((answer - since(noted.first, noted.last)).abs());
-    }
-    (Errors(first_bytes), Errors(answers))
+/// How the kernel's intervals differ from those between a server's notes.
+struct Against {
+    /// From read to first write.
+    first_byte: Errors,
+    /// From first write to last.
+    answer: Errors,
+    /// By how much they are shorter or longer than is possible, as each write was after the note before it and before the
+    /// note after it. A server that is interrupted before it notes does not count here.
+    impossible: Errors,
 }
+
+impl Against {
+    fn new(pairs: &[(&Value, Noted)]) -> Self {
+        let [mut first_byte, mut answer, mut impossible] = [const { Vec::new() }; 3];
+        for (line, noted) in pairs {
+            let (first, rest) =
+                (seconds(line, "app_first_byte_ms"), seconds(line, "app_answer_ms"));
+            let least = since(noted.read, noted.called);
+            assert!(first + CUT >= least, "the handler took {least} s: {line:#}");
+            first_byte.push((first - since(noted.read, noted.first)).abs());
+            answer.push((rest - since(noted.first, noted.last)).abs());
+            impossible.push(outside(first, least, since(noted.read, noted.first)));
+            let (least, most) =
+                (since(noted.first, noted.recalled), since(noted.called, noted.last));
+            impossible.push(outside(rest, least, most));
+        }
+        let [first_byte, answer, impossible] = [first_byte, answer, impossible].map(Errors);
+        Self { first_byte, answer, impossible }
+    }
+
+    fn judge(&self, name: &str) {
+        self.first_byte
+            .judge(&format!("{name}, read to first write, kernel against server"), BOUND);
+        self.answer.judge(&format!("{name}, first write to last, kernel against server"), BOUND);
+        self.impossible.judge(&format!("{name}, kernel beyond the server's notes"), EXACT);
+    }
+}
+
+fn outside(value: f64, least: f64, most: f64) -> f64 {
+    (least - value).max(value - most).max(0.0)
+}
+
+/// What the kernel may be wrong by in half of all cases, however busy the machine is.
+const EXACT: f64 = 50e-6;
 
 /// Compares a server with the kernel in requests for `target`, of which the server notes each.
 async fn compare(name: &str, server: &Server, target: impl Fn(usize) -> String) {
@@ -140,9 +174,7 @@ async fn compare(name: &str, server: &Server, target: impl Fn(usize) -> String) 
     let pids = lines.iter().all(|line| line["app_pid"] == server.process.pid());
     assert!(pids, "it is the server that read");
     let pairs = paired(&lines, noted(server).await.seen);
-    let (first_bytes, answers) = against(&pairs);
-    first_bytes.judge(&format!("{name}, read to first write, kernel against server"), BOUND);
-    answers.judge(&format!("{name}, first write to last, kernel against server"), BOUND);
+    Against::new(&pairs).judge(name);
     around(&lines).judge(&format!("{name}, to the first byte, kernel against proxy"), LATE);
 }
 
@@ -167,8 +199,8 @@ async fn uvicorn_and_the_kernel_agree_on_a_long_stream() {
         let Some(server) = run::uvicorn_here(flavour).await else { return };
         let proxy = Proxy::start(&following(server.address)).await;
         let lines = calls(&proxy, 20, |number| format!("/work/{number}?parts=300&gap=0")).await;
-        let (_, answers) = against(&paired(&lines, noted(&server).await.seen));
-        answers.judge(&format!("{}, 300 chunks, kernel against server", flavour.name()), BOUND);
+        let name = format!("{}, 300 chunks", flavour.name());
+        Against::new(&paired(&lines, noted(&server).await.seen)).judge(&name);
         let shortest = lines.iter().map(|line| seconds(line, "app_answer_ms")).fold(1.0, f64::min);
         assert!(shortest > 0.0, "300 chunks are more than one write");
     }
@@ -256,7 +288,9 @@ async fn a_blocked_loop_of_uvicorn_shows_as_time_in_the_socket() {
             by_server * 1e3
         ));
         assert!(waited >= BLOCKED.as_secs_f64(), "{line:#}");
-        assert!((waited - by_server).abs() < 5.0 * BOUND, "{by_server} s: {line:#}");
+        // The server may be interrupted before it notes that something has come, so the kernel says more, not less.
+        assert!(waited + BOUND >= by_server, "the server says {by_server} s: {line:#}");
+        assert!(waited <= seconds(line, "first_byte_ms"), "{line:#}");
         let other = lines.iter().find(|line| line["path"] == "/block").expect("its line");
         assert!(seconds(other, "app_first_byte_ms") >= BLOCKED.as_secs_f64(), "{other:#}");
     }

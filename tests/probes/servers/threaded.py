@@ -37,7 +37,7 @@ class Noting(BaseHTTPRequestHandler):
         self.wfile.write(body)
         last = now()
         record = {"path": self.path, "read": self.read, "called": called}
-        SEEN.append({**record, "first": first, "last": last})
+        SEEN.append({**record, "first": first, "recalled": first, "last": last})
 
     def log_message(self, *_):
         pass
