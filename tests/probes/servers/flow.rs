@@ -299,7 +299,7 @@ async fn servers_are_seen_at_ipv6_and_at_both_kinds_of_addresses() {
     if is_impossible("requests") {
         return;
     }
-    if std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
         return say("NOT TESTED: no IPv6 here");
     }
     reached(Ipv6Addr::LOCALHOST.into(), "[::1]:PORT").await;

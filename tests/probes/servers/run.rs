@@ -146,13 +146,14 @@ pub(super) async fn nginx() -> Option<Server> {
         std::fs::write(folder.path().join(name), body).expect("the directory is writable");
     }
     // It cannot be told to take any free port; another may take the one that was free.
-    for _ in 0..50 {
+    let mut tries = 0..50;
+    loop {
         let address = free_port();
         if let Some(process) = start_nginx(&program, folder.path(), address).await {
             return Some(Server { process, address, _folder: Some(folder) });
         }
+        assert!(tries.next().is_some(), "nginx found no port");
     }
-    panic!("nginx found no port")
 }
 
 fn free_port() -> SocketAddr {
