@@ -11,7 +11,7 @@ use outrigger_tests::sim::{Options, Simulator};
 use crate::{following, is_impossible};
 
 /// The numbers that the kernel gives to what a process holds: programs, maps, links.
-fn held(pid: u32, what: &str) -> Vec<u32> {
+pub(crate) fn held(pid: u32, what: &str) -> Vec<u32> {
     let folder = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("a running process");
     let texts = folder.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
     let mut ids: Vec<u32> = texts

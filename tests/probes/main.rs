@@ -5,6 +5,7 @@
 
 mod guest;
 mod requests;
+mod servers;
 
 use std::io::Write;
 use std::net::SocketAddr;

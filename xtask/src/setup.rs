@@ -6,6 +6,7 @@
 
 mod apt;
 mod deny;
+mod nginx;
 pub(crate) mod probes;
 mod promtool;
 mod python;
@@ -21,7 +22,7 @@ pub(crate) use python::{MODEL as MODEL_WRITER, interpreter as python};
 pub(crate) enum Need {
     /// Compile the workspace.
     Build,
-    /// Run the tests: clients written by others.
+    /// Run the tests: clients and servers written by others.
     Clients,
     /// Check dependencies and deployment files.
     Checks,
@@ -39,6 +40,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     apt::ensure(needs)?;
     if needs.contains(&Need::Clients) {
         python::CLIENTS.ensure()?;
+        nginx::ensure();
     }
     if needs.contains(&Need::Checks) {
         promtool::ensure()?;

@@ -50,7 +50,10 @@ pub async fn http1(
         return Ok(Box::new(ClientConn::new(conn, None)));
     }
     let stream = bounded(limit, socket(address)).await?;
-    let watch = follower.and_then(|follower| follower.follow(stream.local_addr().ok()?, address));
+    let watch = follower.and_then(|follower| {
+        // Whoever dials 0.0.0.0 reaches another address.
+        follower.follow(stream.local_addr().ok()?, stream.peer_addr().ok()?)
+    });
     let conn = Conn::new(Box::new(L4Stream::from(stream)));
     Ok(Box::new(ClientConn::new(conn, watch)))
 }

@@ -27,6 +27,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "a forced arm is the one that serves", run: telling::forced_arm },
     Check { name: "the split is exact", run: telling::split },
     Check { name: "metrics agree with what was sent", run: telling::metrics },
+    Check { name: "the kernel sees every chat", run: telling::timelines },
     Check { name: "two engines share 16 streams", run: load::shared },
     Check { name: "an engine's own gauges steer traffic", run: load::steered },
     Check { name: "hanging up frees the slot", run: leaving::mid_stream },

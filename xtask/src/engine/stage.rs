@@ -138,6 +138,7 @@ access_log:
   path: {folder}/access.log
   format: json
 drain: {{ delay: 200ms, timeout: 60s }}
+probes: {{ requests: true }}
 "
     )
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::Need;
 use crate::shell::{found, program, run, succeeds};
@@ -78,6 +78,29 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
     };
     run(&mut apt(&["update"]))?;
     run(apt(&["install", "--yes", "--no-install-recommends"]).args(packages))
+}
+
+/// Downloads a package and lays its files out in a folder, which needs no root and starts nothing.
+pub(super) fn unpack(package: &str, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let apt_get = |arguments: &[&str]| {
+        let mut command = program("apt-get");
+        command.current_dir(folder).arg("--quiet").args(arguments);
+        command
+    };
+    if run(&mut apt_get(&["download", package])).is_err() {
+        // A fresh container has no package lists yet.
+        run(&mut apt_get(&["update"]))?;
+        run(&mut apt_get(&["download", package]))?;
+    }
+    for file in fs::read_dir(folder)? {
+        let file = file?.path();
+        if file.extension().is_some_and(|end| end == "deb") {
+            run(program("dpkg-deb").arg("--extract").arg(&file).arg(folder))?;
+            fs::remove_file(&file)?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn is_debian() -> bool {

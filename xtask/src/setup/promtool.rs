@@ -3,13 +3,12 @@
 //! Debian has it only inside the package of the Prometheus server, and installing that starts a server. So the
 //! package is downloaded and unpacked under the target folder, where nothing runs it but us; this needs no root.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 use super::apt;
-use crate::shell::{found, program, run};
+use crate::shell::found;
 use crate::workspace;
 
 /// promtool from PATH, or the one that was unpacked.
@@ -30,30 +29,7 @@ pub(super) fn ensure() -> Result<()> {
         bail!("promtool is missing: install Prometheus, or put its promtool into PATH");
     }
     println!("setup: promtool is missing: it checks the files under deploy/prometheus");
-    unpack()
-}
-
-fn unpack() -> Result<()> {
-    let folder = folder();
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let apt_get = |arguments: &[&str]| {
-        let mut command = program("apt-get");
-        command.current_dir(&folder).arg("--quiet").args(arguments);
-        command
-    };
-    if run(&mut apt_get(&["download", "prometheus"])).is_err() {
-        // A fresh container has no package lists yet.
-        run(&mut apt_get(&["update"]))?;
-        run(&mut apt_get(&["download", "prometheus"]))?;
-    }
-    for file in fs::read_dir(&folder)? {
-        let file = file?.path();
-        if file.extension().is_some_and(|end| end == "deb") {
-            run(program("dpkg-deb").arg("--extract").arg(&file).arg(&folder))?;
-            fs::remove_file(&file)?;
-        }
-    }
-    Ok(())
+    apt::unpack("prometheus", &folder())
 }
 
 fn unpacked() -> PathBuf {

@@ -38,6 +38,8 @@ pub struct Span {
     pub end: u64,
     /// When the proxy began to send it, in nanoseconds of CLOCK_MONOTONIC.
     pub sent: u64,
+    /// When the proxy had all that it wanted of the answer, likewise.
+    pub ended: u64,
     /// The response came to its end, so that all steps must have been taken.
     pub complete: bool,
 }
@@ -174,7 +176,7 @@ impl<T> Fold<T> {
         let read: u64 = told.clone().map(|burst| burst.bytes_in).sum();
         // When all its bytes were read by what has ended, nothing of it can be under way.
         let current = if read >= span.end - span.start { None } else { look_up(span.key) };
-        Timeline::of(span.sent, told.copied().chain(current.filter(|burst| span.has(burst))))
+        Timeline::of((span.sent, span.ended), told.copied().chain(current.filter(|burst| span.has(burst))))
     }
 
     fn forget_until(&mut self, span: &Span) {
@@ -199,7 +201,7 @@ mod tests {
     use super::*;
 
     fn span(start: u64, end: u64) -> Span {
-        Span { connection: 1, key: 9, start, end, sent: 500, complete: true }
+        Span { connection: 1, key: 9, start, end, sent: 500, ended: u64::MAX, complete: true }
     }
 
     fn burst(offset: u64, bytes_in: u64) -> Burst {

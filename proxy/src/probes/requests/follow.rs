@@ -211,7 +211,7 @@ impl Follower {
     #[must_use]
     pub fn so_far(&self, span: &Span) -> Option<Timeline> {
         let burst = self.shared.look_up(span.key).filter(|burst| span.has(burst))?;
-        Timeline::of(span.sent, [burst])
+        Timeline::of((span.sent, span.ended), [burst])
     }
 
     /// A request to the endpoint has ended. Gives its line back when it is to be written without a timeline.
@@ -285,7 +285,7 @@ impl Watch {
     #[must_use]
     pub fn span(&self, complete: bool) -> Span {
         let Self { connection, key, start, sent: end, since: sent, .. } = *self;
-        Span { connection, key, start, end, sent, complete }
+        Span { connection, key, start, end, sent, ended: monotonic(), complete }
     }
 }
 

@@ -39,13 +39,21 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// What these bursts were together, in order of their offsets; `None` without any. The proxy began to send at `sent`,
-    /// or did not look at the clock when that is 0.
-    pub(super) fn of(sent: u64, bursts: impl IntoIterator<Item = Burst>) -> Option<Self> {
+    /// What these bursts were together, in order of their offsets; `None` without any. The proxy began to send at the
+    /// first of these times (0: it did not look at the clock), and had the answer at the second.
+    pub(super) fn of(
+        (sent, ended): (u64, u64),
+        bursts: impl IntoIterator<Item = Burst>,
+    ) -> Option<Self> {
         let mut bursts = bursts.into_iter();
         let mut whole = bursts.next()?;
         for burst in bursts {
             merge(&mut whole, &burst);
+        }
+        if whole.flags & Burst::LATE != 0 {
+            // The kernel knows only that it was before the next request.
+            whole.first_write = whole.first_write.min(ended);
+            whole.last_write = whole.last_write.min(ended);
         }
         let seen = |at: u64| (at != 0).then_some(at);
         Some(Timeline {
@@ -131,12 +139,21 @@ mod tests {
     #[test]
     fn steps_that_were_not_seen_have_no_length() {
         let burst = Burst { picked: 10, first_write: 30, last_write: 35, ..Burst::default() };
-        let timeline = Timeline::of(0, [burst]).expect("one burst");
+        let timeline = Timeline::of((0, 99), [burst]).expect("one burst");
         assert_eq!(timeline.socket_wait(), None);
         assert_eq!(timeline.first_byte(), Some(Duration::from_nanos(20)));
         assert_eq!(timeline.answer(), Some(Duration::from_nanos(5)));
         assert!(!timeline.is_complete());
-        assert_eq!(Timeline::of(0, []), None);
+        assert_eq!(Timeline::of((0, 99), []), None);
+    }
+
+    #[test]
+    fn a_write_that_was_not_seen_in_time_was_before_the_proxy_had_it() {
+        let burst = Burst { picked: 10, first_write: 12, last_write: 900, ..Burst::default() };
+        let late = Burst { flags: Burst::LATE, ..burst };
+        let answer = |burst| Timeline::of((0, 40), [burst]).and_then(|it| it.answer());
+        assert_eq!(answer(late), Some(Duration::from_nanos(28)));
+        assert_eq!(answer(burst), Some(Duration::from_nanos(888)));
     }
 
     #[test]
@@ -168,7 +185,7 @@ mod tests {
             task: 8 << 32,
             ..Burst::default()
         };
-        let timeline = Timeline::of(4, [early, rest]).expect("two bursts");
+        let timeline = Timeline::of((4, 99), [early, rest]).expect("two bursts");
         assert_eq!(timeline.wire(), Some(Duration::from_nanos(6)));
         assert_eq!(timeline.socket_wait(), Some(Duration::from_nanos(10)));
         assert_eq!(timeline.first_byte(), Some(Duration::from_nanos(10)));

@@ -95,3 +95,26 @@ fn agree(since: &Scrape, told: Usage, elapsed: f64) -> Result<()> {
     }
     Ok(())
 }
+
+/// Every chat, streamed or not, in all its steps: it was read, answered, and answered to the end.
+pub(super) fn timelines(stage: &mut Stage) -> Result<String> {
+    let before = stage.metrics()?;
+    if before.sum("outrigger_probe_running", &[]) == 0.0 {
+        return Ok("NOT TESTED, the probe cannot run here".to_owned());
+    }
+    ask_all(stage)?;
+    let since = stage.counted("there are 20 timelines", &before, |since| {
+        since.sum("outrigger_app_timelines_total", &[]) >= CHATS as f64
+    })?;
+    let complete = since.sum("outrigger_app_timelines_total", &[("result", "complete")]);
+    ensure!(complete == CHATS as f64, "{complete} of {CHATS} timelines are complete");
+    let sum = |step: &str| since.sum(&format!("outrigger_app_{step}_seconds_sum"), &[]);
+    let steps = [sum("socket_wait"), sum("first_byte"), sum("answer")];
+    let whole = since.sum("outrigger_request_duration_seconds_sum", &[("route", "chat")]);
+    ensure!(steps.iter().sum::<f64>() <= whole, "{steps:?} s are more than the {whole} s of all");
+    ensure!(steps[2] > 0.0, "streams are more than one write");
+    let [wait, first, answer] = steps.map(|step| step * 1e3 / CHATS as f64);
+    Ok(format!(
+        "{CHATS} complete; {wait:.2} ms in the socket, {first:.2} to the first byte, {answer:.2} to the last"
+    ))
+}
