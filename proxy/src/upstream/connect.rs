@@ -36,17 +36,26 @@ pub async fn connect(
     {
         return Ok((resting, UpstreamConnection::Reused));
     }
+    let began = clock::now();
+    let upstream = opened(endpoint, protocol, limit).await?;
+    endpoint.metrics.connect.observe(clock::now().saturating_duration_since(began));
+    Ok((upstream, UpstreamConnection::Opened))
+}
+
+async fn opened(
+    endpoint: &Endpoint,
+    protocol: Protocol,
+    limit: Option<Duration>,
+) -> Result<Upstream, DialError> {
     match protocol {
         Protocol::Http1 => {
             let follower = endpoint.follower.as_ref();
-            let conn = dial::http1(endpoint.address, limit, follower).await?;
-            Ok((Upstream::H1(conn), UpstreamConnection::Opened))
+            dial::http1(endpoint.address, limit, follower).await.map(Upstream::H1)
         }
         Protocol::H2c => {
             let connection = dial::h2c(endpoint.address, limit).await?;
             endpoint.pool.put_shared(connection.clone());
-            let stream = Upstream::H2(Box::new(ClientStream::new(connection)));
-            Ok((stream, UpstreamConnection::Opened))
+            Ok(Upstream::H2(Box::new(ClientStream::new(connection))))
         }
     }
 }

@@ -167,6 +167,8 @@ declare! {
         "Attempts at an endpoint until the last byte of the answer.";
     EndpointFirstByte HISTOGRAM "endpoint_first_byte_seconds" ["backend" "endpoint"]
         "Time from sending an attempt to the first byte of its answer.";
+    UpstreamConnect HISTOGRAM "upstream_connect_seconds" ["backend" "endpoint"]
+        "Time that new connections took to be made, with the handshake of HTTP/2 where it is spoken.";
     EndpointReady GAUGE "endpoint_ready" ["backend" "endpoint"]
         "1 when an endpoint passes its health checks, else 0.";
     EndpointEjected GAUGE "endpoint_ejected" ["backend" "endpoint"]
