@@ -147,7 +147,7 @@ impl Checker<'_> {
             access_log: self.access_log(root.at("access_log"), file),
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
-            probes: Probes { requests: file.probes.requests },
+            probes: Probes { requests: file.probes.requests, sockets: file.probes.sockets },
             warnings: Vec::new(),
         }
     }

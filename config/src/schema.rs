@@ -194,14 +194,17 @@ pub struct Drain {
     pub timeout: Pause,
 }
 
-/// What the kernel is asked: programs in it that see what the application does. They need CAP_BPF and CAP_PERFMON;
-/// `outrigger doctor` says what is missing. A change needs a restart.
+/// What the kernel is asked: programs in it that see what the application does, which need CAP_BPF and CAP_PERFMON, and
+/// questions that need no privilege. `outrigger doctor` says what is missing. A change needs a restart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Probes {
     /// When each request reached the application's socket, was read, and was answered. For HTTP/1.1 to applications in
     /// the network namespace of the proxy. Default: false.
     pub requests: bool,
+    /// Once a second, round trips and queues of the connections to endpoints, and processor time of the application's
+    /// processes where they may be seen. Needs no privilege. Default: false.
+    pub sockets: bool,
 }
 
 /// The proxy's own log.

@@ -225,6 +225,8 @@ pub struct Log {
 pub struct Probes {
     /// What the application's sockets do with each request.
     pub requests: bool,
+    /// What sockets and processes are like, once a second.
+    pub sockets: bool,
 }
 
 /// From few words to many.

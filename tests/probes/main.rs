@@ -5,6 +5,7 @@
 
 mod guest;
 mod requests;
+mod sockets;
 
 use std::io::Write;
 use std::net::SocketAddr;

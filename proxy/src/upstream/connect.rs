@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use outrigger_config::validated::{self as config, Protocol};
 
-use super::dial::{self, DialError};
+use super::dial::{self, DialError, Observers};
 use crate::{
     clock,
     endpoint::Endpoint,
@@ -47,13 +47,12 @@ async fn opened(
     protocol: Protocol,
     limit: Option<Duration>,
 ) -> Result<Upstream, DialError> {
+    let observers =
+        Observers { follower: endpoint.follower.as_ref(), watched: endpoint.watched.as_deref() };
     match protocol {
-        Protocol::Http1 => {
-            let follower = endpoint.follower.as_ref();
-            dial::http1(endpoint.address, limit, follower).await.map(Upstream::H1)
-        }
+        Protocol::Http1 => dial::http1(endpoint.address, limit, observers).await.map(Upstream::H1),
         Protocol::H2c => {
-            let connection = dial::h2c(endpoint.address, limit).await?;
+            let connection = dial::h2c(endpoint.address, limit, observers).await?;
             endpoint.pool.put_shared(connection.clone());
             Ok(Upstream::H2(Box::new(ClientStream::new(connection))))
         }
@@ -80,9 +79,11 @@ pub async fn fresh(
     limit: Option<Duration>,
 ) -> Result<Upstream, DialError> {
     match protocol {
-        Protocol::Http1 => dial::http1(address, limit, None).await.map(Upstream::H1),
+        Protocol::Http1 => {
+            dial::http1(address, limit, Observers::default()).await.map(Upstream::H1)
+        }
         Protocol::H2c => {
-            let connection = dial::h2c(address, limit).await?;
+            let connection = dial::h2c(address, limit, Observers::default()).await?;
             Ok(Upstream::H2(Box::new(ClientStream::new(connection))))
         }
     }
