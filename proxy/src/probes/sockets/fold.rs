@@ -391,6 +391,20 @@ mod tests {
     }
 
     #[test]
+    fn where_nobody_knows_what_was_read_an_empty_socket_tells() {
+        let mut rounds = Rounds::new();
+        let mut round = |bytes| {
+            let [own, other] = pair(bytes, 0);
+            let other = with(other, |_, info| info.received = None);
+            unread(rounds.round("127.0.0.1:80", &[own, other]))
+        };
+        assert_eq!(
+            [round(5), round(5), round(0), round(5)],
+            [(5, 1, 0), (5, 1, 1), (0, 0, 0), (5, 1, 0)]
+        );
+    }
+
+    #[test]
     fn only_the_ends_of_our_connections_are_the_applications() {
         let [own, other] = pair(5, 5);
         let others = [
@@ -441,6 +455,10 @@ mod tests {
         let facts = Rounds::new().round("127.0.0.1:80", &[own, other, own_too, waiting]);
         let app = facts.app.expect("here");
         assert_eq!((app.inodes, app.unread_bytes), (vec![201], 14), "one is not accepted yet");
+        let [own, other] = pair(5, 5);
+        let sockets = [own, other, listener(300, "127.0.0.1:80", 0)];
+        let app = Rounds::new().round("127.0.0.1:80", &sockets).app.expect("here");
+        assert_eq!(app.inodes, [300], "a listener is enough");
     }
 
     #[test]

@@ -116,8 +116,8 @@ mod tests {
 
     #[test]
     fn a_number_is_found_by_its_name() {
-        let text = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 0 12 15\n\
-                    IpExt: InNoRoutes ListenOverflows\nIpExt: 1 99\n";
+        let text = "IpExt: InNoRoutes ListenOverflows\nIpExt: 1 99\n\
+                    TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 0 12 15\n";
         assert_eq!(tcp_ext(text, "ListenOverflows"), Some(12));
         assert_eq!(tcp_ext(text, "ListenDrops"), Some(15));
         assert_eq!(tcp_ext(text, "InNoRoutes"), None);
