@@ -23,7 +23,7 @@ use std::time::Duration;
 use crate::read::Document;
 use crate::read::tree::Node;
 use crate::report::{Problem, Report};
-use crate::schema::{EndpointEntry, File, OneOrMany, Switch};
+use crate::schema::{self, EndpointEntry, File, OneOrMany, Switch};
 use crate::units::format_duration;
 use crate::validated::{
     AccessLog, Action, Admin, Backend, Config, Dns, Drain, Endpoint, Forwarding, Host, Key, Limits,
@@ -213,12 +213,13 @@ impl Checker<'_> {
         Tenant { header }
     }
 
-    fn probes(&mut self, node: &Node, probes: &crate::schema::Probes) -> Probes {
+    fn probes(&mut self, node: &Node, probes: &schema::Probes) -> Probes {
         if probes.feedback && !probes.requests {
             let help = "set `requests: true` as well".to_owned();
             self.wrong(node.at("feedback"), "needs the probe of requests", Some(help));
         }
-        Probes { requests: probes.requests, feedback: probes.feedback }
+        let schema::Probes { requests, feedback, sockets } = *probes;
+        Probes { requests, feedback, sockets }
     }
 
     fn access_log(&mut self, node: &Node, file: &File) -> AccessLog {

@@ -194,8 +194,8 @@ pub struct Drain {
     pub timeout: Pause,
 }
 
-/// What the kernel is asked: programs in it that see what the application does. They need CAP_BPF and CAP_PERFMON;
-/// `outrigger doctor` says what is missing. A change needs a restart.
+/// What the kernel is asked: programs in it that see what the application does, which need CAP_BPF and CAP_PERFMON, and
+/// questions that need no privilege. `outrigger doctor` says what is missing. A change needs a restart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Probes {
@@ -205,6 +205,9 @@ pub struct Probes {
     /// What is seen has effect: while requests wait in an application's socket (5 ms and more, for 100 ms), fewer are let
     /// in at once, and wait in the proxy's queue instead, where there is one. Needs `requests`. Default: false.
     pub feedback: bool,
+    /// Once a second, round trips and queues of the connections to endpoints, and processor time of the application's
+    /// processes where they may be seen. Needs no privilege. Default: false.
+    pub sockets: bool,
 }
 
 /// The proxy's own log.

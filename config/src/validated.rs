@@ -227,6 +227,8 @@ pub struct Probes {
     pub requests: bool,
     /// What is seen has effect on how many requests are let in.
     pub feedback: bool,
+    /// What sockets and processes are like, once a second.
+    pub sockets: bool,
 }
 
 /// From few words to many.

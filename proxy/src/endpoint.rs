@@ -31,7 +31,7 @@ use crate::{
     clock,
     deadline::Patience,
     outlier::{Failure, Transition},
-    probes::{Attendance, Follower, Probes},
+    probes::{Attendance, Follower, Probes, Watched},
     signal::agent::{Admin, Operating, Word},
     telemetry::metrics::{EndpointMetrics, Metrics},
     upstream::pool::Pool,
@@ -51,6 +51,8 @@ pub struct Endpoint {
     pub pool: Pool,
     /// What has its connections followed in the kernel, if anything does.
     pub follower: Option<Follower>,
+    /// Has the kernel asked about it, if anything does.
+    pub watched: Option<Arc<Watched>>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
     /// What is counted, learned and reported: what balancing compares.
@@ -91,6 +93,7 @@ impl Endpoint {
             address,
             pool: Pool::new(),
             follower: probes.follower(backend, &name),
+            watched: probes.watch(backend, &name, address),
             metrics: metrics.endpoint(backend, &name),
             facts: Facts::new(xxh3_64(name.as_bytes()), now).among(peers),
             name,

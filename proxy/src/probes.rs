@@ -1,5 +1,5 @@
 //! What the kernel knows of requests and of those who work on them, seen by eBPF programs: nothing of the application is
-//! changed or parsed. Each family of programs is a module here and a program of `ebpf/src/bin`.
+//! changed or parsed. Each family of programs is a module here and a program of `ebpf/src/bin`; `sockets` has none, and asks.
 //!
 //! What it decides: a probe runs when it was asked for and this kernel lets it. Otherwise it is off, says exactly what
 //! stands in its way ([`Obstacle`]), and everything else runs as if it had never been asked for.
@@ -9,23 +9,29 @@ mod kernel;
 mod overlap;
 mod pressure;
 mod requests;
+mod sockets;
+
+use std::{net::SocketAddr, sync::Arc};
 
 use outrigger_config::validated as config;
 
 pub use kernel::Obstacle;
 pub use overlap::{GpuWait, Method};
 pub use requests::{Attendance, Follower, Span, Timeline, Watch};
+pub use sockets::Watched;
 
 use crate::telemetry::{
     access_log::AccessLog,
     metrics::{Metrics, ProbeName},
 };
 use requests::Requests;
+use sockets::Sockets;
 
 /// The probes of one proxy.
 #[derive(Default)]
 pub struct Probes {
     requests: Option<Requests>,
+    sockets: Option<Sockets>,
 }
 
 impl Probes {
@@ -34,8 +40,10 @@ impl Probes {
     pub fn start(settings: &config::Probes, metrics: &Metrics, log: &AccessLog) -> Self {
         let requests =
             settings.requests.then(|| Requests::start(metrics, log, None, settings.feedback));
+        let sockets = settings.sockets.then(|| Sockets::start(metrics));
         Probes {
             requests: requests.and_then(|started| told(ProbeName::Requests, metrics, started)),
+            sockets: sockets.and_then(|started| told(ProbeName::Sockets, metrics, started)),
         }
     }
 
@@ -45,10 +53,24 @@ impl Probes {
         Some(self.requests.as_ref()?.follower(backend, endpoint))
     }
 
+    /// Has the kernel asked about the sockets of an endpoint, as long as what this gives is kept.
+    #[must_use]
+    pub fn watch(
+        &self,
+        backend: &str,
+        endpoint: &str,
+        address: SocketAddr,
+    ) -> Option<Arc<Watched>> {
+        Some(self.sockets.as_ref()?.watch(backend, endpoint, address))
+    }
+
     /// Ends them: waits a moment for the last timelines, and takes the programs out of the kernel.
     pub fn finish(&self) {
         if let Some(requests) = &self.requests {
             requests.finish();
+        }
+        if let Some(sockets) = &self.sockets {
+            sockets.finish();
         }
     }
 }

@@ -41,6 +41,7 @@ const METRICS: &[(&str, &str)] = &[
     ("endpoint_requests_total", "counter"),
     ("endpoint_in_flight", "gauge"),
     ("endpoint_first_byte_seconds", "histogram"),
+    ("upstream_connect_seconds", "histogram"),
     ("endpoint_ready", "gauge"),
     ("endpoint_ejected", "gauge"),
     ("endpoint_ejections_total", "counter"),

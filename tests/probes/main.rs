@@ -6,6 +6,7 @@
 mod guest;
 mod requests;
 mod servers;
+mod sockets;
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use outrigger_config::validated as config;
 
-use super::{kernel::Obstacle, requests};
+use super::{kernel::Obstacle, requests, sockets};
 
 /// A probe, as far as it can be judged before it runs.
 struct Probe {
@@ -16,12 +16,20 @@ struct Probe {
     attempt: fn() -> Result<(), Obstacle>,
 }
 
-const PROBES: &[Probe] = &[Probe {
-    name: "requests",
-    what: "where each request's time went, at the application's socket",
-    is_wanted: |settings| settings.requests,
-    attempt: requests::attempt,
-}];
+const PROBES: &[Probe] = &[
+    Probe {
+        name: "requests",
+        what: "where each request's time went, at the application's socket",
+        is_wanted: |settings| settings.requests,
+        attempt: requests::attempt,
+    },
+    Probe {
+        name: "sockets",
+        what: "round trips and queues of endpoints once a second, and their processes if they may be seen",
+        is_wanted: |settings| settings.sockets,
+        attempt: sockets::attempt,
+    },
+];
 
 /// How it stands with one probe.
 #[derive(Debug, PartialEq, Eq)]

@@ -77,7 +77,12 @@ impl Level {
         self.0.store(value.to_bits(), Relaxed);
     }
 
-    /// The value now, if there was ever one.
+    /// Replaces the value; `None` is unknown.
+    pub fn set_or_unknown(&self, value: Option<f64>) {
+        self.set(value.unwrap_or(f64::NAN));
+    }
+
+    /// The value now, if it is known.
     #[must_use]
     pub fn get(&self) -> Option<f64> {
         let value = f64::from_bits(self.0.load(Relaxed));

@@ -26,7 +26,7 @@ mod upstream;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,6 +87,8 @@ struct Inner {
     probes: [Gauge; ProbeName::ALL.len()],
     follow: Arc<FollowMetrics>,
     apps: Handles<2, AppMetrics>,
+    namespace: Arc<NamespaceMetrics>,
+    sockets: Handles<2, SocketMetrics>,
 }
 
 impl Metrics {
@@ -114,6 +116,8 @@ impl Metrics {
             probes: Default::default(),
             follow: Arc::default(),
             apps: Handles::default(),
+            namespace: Arc::default(),
+            sockets: Handles::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -199,6 +203,7 @@ impl Metrics {
     pub fn forget_endpoint(&self, backend: &str, endpoint: &str) {
         self.inner.endpoints.forget([backend, endpoint]);
         self.inner.apps.forget([backend, endpoint]);
+        self.inner.sockets.forget([backend, endpoint]);
     }
 
     /// The handle of a backend.
@@ -271,6 +276,18 @@ impl Metrics {
         self.inner.apps.get([backend, endpoint], |_| AppMetrics::default())
     }
 
+    /// What the probe that asks says of the network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> Arc<NamespaceMetrics> {
+        Arc::clone(&self.inner.namespace)
+    }
+
+    /// The handle of what the kernel says of an endpoint when it is asked.
+    #[must_use]
+    pub fn sockets(&self, backend: &str, endpoint: &str) -> Arc<SocketMetrics> {
+        self.inner.sockets.get([backend, endpoint], |_| SocketMetrics::default())
+    }
+
     /// The handle of a listener, by its address as configured.
     #[must_use]
     pub fn listener(&self, listener: &str) -> Arc<ListenerMetrics> {
@@ -314,6 +331,10 @@ impl Collector for Walker {
             self.inner.follow.write(&mut page);
         }
         self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
+        if self.inner.probes[ProbeName::Sockets as usize].get() > 0 {
+            self.inner.namespace.write(&mut page);
+        }
+        self.inner.sockets.for_each(|sockets, labels| sockets.write(labels, &mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {
             self.inner.store.write(&mut page);

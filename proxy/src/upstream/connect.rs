@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use outrigger_config::validated::{self as config, Protocol};
 
-use super::dial::{self, DialError};
+use super::dial::{self, DialError, Observers};
 use crate::{
     clock,
     endpoint::Endpoint,
@@ -36,17 +36,25 @@ pub async fn connect(
     {
         return Ok((resting, UpstreamConnection::Reused));
     }
+    let began = clock::now();
+    let upstream = opened(endpoint, protocol, limit).await?;
+    endpoint.metrics.connect.observe(clock::now().saturating_duration_since(began));
+    Ok((upstream, UpstreamConnection::Opened))
+}
+
+async fn opened(
+    endpoint: &Endpoint,
+    protocol: Protocol,
+    limit: Option<Duration>,
+) -> Result<Upstream, DialError> {
+    let observers =
+        Observers { follower: endpoint.follower.as_ref(), watched: endpoint.watched.as_deref() };
     match protocol {
-        Protocol::Http1 => {
-            let follower = endpoint.follower.as_ref();
-            let conn = dial::http1(endpoint.address, limit, follower).await?;
-            Ok((Upstream::H1(conn), UpstreamConnection::Opened))
-        }
+        Protocol::Http1 => dial::http1(endpoint.address, limit, observers).await.map(Upstream::H1),
         Protocol::H2c => {
-            let connection = dial::h2c(endpoint.address, limit).await?;
+            let connection = dial::h2c(endpoint.address, limit, observers).await?;
             endpoint.pool.put_shared(connection.clone());
-            let stream = Upstream::H2(Box::new(ClientStream::new(connection)));
-            Ok((stream, UpstreamConnection::Opened))
+            Ok(Upstream::H2(Box::new(ClientStream::new(connection))))
         }
     }
 }
@@ -71,9 +79,11 @@ pub async fn fresh(
     limit: Option<Duration>,
 ) -> Result<Upstream, DialError> {
     match protocol {
-        Protocol::Http1 => dial::http1(address, limit, None).await.map(Upstream::H1),
+        Protocol::Http1 => {
+            dial::http1(address, limit, Observers::default()).await.map(Upstream::H1)
+        }
         Protocol::H2c => {
-            let connection = dial::h2c(address, limit).await?;
+            let connection = dial::h2c(address, limit, Observers::default()).await?;
             Ok(Upstream::H2(Box::new(ClientStream::new(connection))))
         }
     }

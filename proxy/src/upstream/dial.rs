@@ -8,7 +8,7 @@ use pingora_core::protocols::{Stream, l4::stream::Stream as L4Stream};
 use tokio::net::TcpStream;
 
 use crate::{
-    probes::Follower,
+    probes::{Follower, Watched},
     wire::h1::{ClientConn, Conn},
 };
 
@@ -35,22 +35,31 @@ impl std::fmt::Display for DialError {
 
 impl std::error::Error for DialError {}
 
-/// Connects for HTTP/1.1, and has the connection followed.
+/// What is told of a new connection in the kernel's terms.
+#[derive(Clone, Copy, Default)]
+pub struct Observers<'a> {
+    /// Follows its requests.
+    pub follower: Option<&'a Follower>,
+    /// Asks how it is.
+    pub watched: Option<&'a Watched>,
+}
+
+/// Connects for HTTP/1.1, and has the connection observed.
 ///
 /// # Errors
 /// [`DialError`] when there is no connection within `limit`.
 pub async fn http1(
     address: SocketAddr,
     limit: Option<Duration>,
-    follower: Option<&Follower>,
+    observers: Observers<'_>,
 ) -> Result<Box<ClientConn>, DialError> {
     #[cfg(test)]
     if let Some(dialling) = crate::simulation::network::dial(address) {
         let conn = Conn::new(bounded(limit, dialling).await?);
         return Ok(Box::new(ClientConn::new(conn, None)));
     }
-    let stream = bounded(limit, socket(address)).await?;
-    let watch = follower.and_then(|follower| {
+    let stream = bounded(limit, socket(address, observers.watched)).await?;
+    let watch = observers.follower.and_then(|follower| {
         // Whoever dials 0.0.0.0 reaches another address.
         follower.follow(stream.local_addr().ok()?, stream.peer_addr().ok()?)
     });
@@ -65,9 +74,10 @@ pub async fn http1(
 pub async fn h2c(
     address: SocketAddr,
     limit: Option<Duration>,
+    observers: Observers<'_>,
 ) -> Result<SendRequest<Bytes>, DialError> {
     bounded(limit, async {
-        let stream = tcp(address).await?;
+        let stream = stream(address, observers.watched).await?;
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(WINDOW)
@@ -89,16 +99,23 @@ pub async fn h2c(
 /// # Errors
 /// What the operating system says.
 pub async fn tcp(address: SocketAddr) -> io::Result<Stream> {
+    stream(address, None).await
+}
+
+async fn stream(address: SocketAddr, watched: Option<&Watched>) -> io::Result<Stream> {
     #[cfg(test)]
     if let Some(dialling) = crate::simulation::network::dial(address) {
         return dialling.await;
     }
-    Ok(Box::new(L4Stream::from(socket(address).await?)))
+    Ok(Box::new(L4Stream::from(socket(address, watched).await?)))
 }
 
-async fn socket(address: SocketAddr) -> io::Result<TcpStream> {
+async fn socket(address: SocketAddr, watched: Option<&Watched>) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    if let Some(watched) = watched {
+        watched.dial(stream.local_addr()?);
+    }
     Ok(stream)
 }
 

@@ -35,6 +35,13 @@ pub enum Obstacle {
         /// `/sys/kernel/security/lockdown`, where that can be read.
         lockdown: Option<String>,
     },
+    /// The kernel does not answer questions about sockets.
+    NoAnswer {
+        /// What it said.
+        why: String,
+    },
+    /// The processes that hold a socket are hidden.
+    Processes,
     /// The kernel refused for a reason of its own.
     Refused {
         /// What it said.
@@ -66,6 +73,12 @@ impl fmt::Display for Obstacle {
             Self::Forbidden { lockdown: None } => {
                 write!(f, "not permitted, though the capabilities are there")
             }
+            Self::NoAnswer { why } => {
+                write!(f, "the kernel does not answer questions about sockets: {why}")
+            }
+            Self::Processes => {
+                write!(f, "the processes that hold the application's sockets cannot be seen")
+            }
             Self::Refused { why } => write!(f, "the kernel refused: {why}"),
         }
     }
@@ -94,6 +107,13 @@ impl Obstacle {
             }
             Self::Forbidden { .. } => {
                 "lockdown must not be `confidentiality`; a user namespace cannot have it at all"
+            }
+            Self::NoAnswer { .. } => {
+                "needs CONFIG_INET_DIAG, and a seccomp profile that allows netlink sockets (RuntimeDefault does)"
+            }
+            Self::Processes => {
+                "run as the application's user, or add the capabilities SYS_PTRACE and DAC_READ_SEARCH; in a pod, set \
+                 shareProcessNamespace"
             }
             Self::Refused { .. } => "please report this with the version of the kernel",
         }

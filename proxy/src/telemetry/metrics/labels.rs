@@ -427,6 +427,8 @@ label_values! {
     ProbeName {
         /// Follows requests through the application's sockets.
         Requests "requests",
+        /// Asks about the sockets of endpoints.
+        Sockets "sockets",
     }
 }
 

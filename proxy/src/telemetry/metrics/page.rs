@@ -49,6 +49,13 @@ impl Page {
         self.add(id, labels, |metric| metric.set_counter(counter));
     }
 
+    /// A counter of seconds, kept in nanoseconds.
+    pub(super) fn seconds(&mut self, id: Id, labels: &[&str], nanos: u64) {
+        let mut counter = proto::Counter::default();
+        counter.set_value(as_float(nanos) / 1e9);
+        self.add(id, labels, |metric| metric.set_counter(counter));
+    }
+
     pub(super) fn gauge(&mut self, id: Id, labels: &[&str], gauge: &Gauge) {
         let mut value = proto::Gauge::default();
         value.set_value(signed_as_float(gauge.get()));

@@ -91,3 +91,80 @@ impl AppMetrics {
         page.by_value(Id::AppTimelines, labels, all, name, &self.timelines);
     }
 }
+
+/// What the kernel says of the network namespace as a whole when it is asked.
+#[derive(Debug, Default)]
+pub struct NamespaceMetrics {
+    /// Connections that a listener had no room for.
+    pub overflowed: Counter,
+    /// Connections that a listener turned away, for want of room or for another reason.
+    pub dropped: Counter,
+    /// Rounds in which the kernel gave no answer.
+    pub rounds_failed: Counter,
+}
+
+impl NamespaceMetrics {
+    pub(super) fn write(&self, page: &mut Page) {
+        page.counter(Id::AcceptOverflows, &[], self.overflowed.get());
+        page.counter(Id::AcceptDrops, &[], self.dropped.get());
+        page.counter(Id::ProbeLost, &["rounds"], self.rounds_failed.get());
+    }
+}
+
+/// What the kernel says of an endpoint when it is asked. What is not known now has no series.
+#[derive(Debug, Default)]
+pub struct SocketMetrics {
+    /// Mean of the smoothed round-trip times, in seconds.
+    pub rtt: Level,
+    /// The shortest round trip of late, in seconds.
+    pub min_rtt: Level,
+    /// Segments sent again.
+    pub retransmits: Counter,
+    /// Bytes that are not acknowledged.
+    pub unacked: Level,
+    /// Bytes that came to the application and were not read.
+    pub unread_bytes: Level,
+    /// Connections with such.
+    pub unread_connections: Level,
+    /// How long at least the oldest of them has lain there, in seconds.
+    pub unread_for: Level,
+    /// Connections that wait to be accepted.
+    pub accept_queue: Level,
+    /// How many may.
+    pub accept_limit: Level,
+    cpu_nanos: Counter,
+    runnable_nanos: Counter,
+    has_processes: AtomicBool,
+}
+
+impl SocketMetrics {
+    /// The application's processes are seen, and ran and waited so many more nanoseconds.
+    pub fn processes_ran(&self, cpu: u64, runnable: u64) {
+        self.cpu_nanos.add(cpu);
+        self.runnable_nanos.add(runnable);
+        self.has_processes.store(true, Relaxed);
+    }
+
+    pub(super) fn write(&self, labels: &[&str], page: &mut Page) {
+        let levels = [
+            (Id::UpstreamRtt, &self.rtt),
+            (Id::UpstreamMinRtt, &self.min_rtt),
+            (Id::UpstreamUnacked, &self.unacked),
+            (Id::AppUnreadBytes, &self.unread_bytes),
+            (Id::AppUnreadConnections, &self.unread_connections),
+            (Id::AppUnreadFor, &self.unread_for),
+            (Id::AppAcceptQueue, &self.accept_queue),
+            (Id::AppAcceptLimit, &self.accept_limit),
+        ];
+        for (id, level) in levels {
+            if let Some(value) = level.get() {
+                page.level(id, labels, value);
+            }
+        }
+        page.counter(Id::UpstreamRetransmits, labels, self.retransmits.get());
+        if self.has_processes.load(Relaxed) {
+            page.seconds(Id::AppCpu, labels, self.cpu_nanos.get());
+            page.seconds(Id::AppRunnable, labels, self.runnable_nanos.get());
+        }
+    }
+}

@@ -167,6 +167,8 @@ declare! {
         "Attempts at an endpoint until the last byte of the answer.";
     EndpointFirstByte HISTOGRAM "endpoint_first_byte_seconds" ["backend" "endpoint"]
         "Time from sending an attempt to the first byte of its answer.";
+    UpstreamConnect HISTOGRAM "upstream_connect_seconds" ["backend" "endpoint"]
+        "Time that new connections took to be made, with the handshake of HTTP/2 where it is spoken.";
     EndpointReady GAUGE "endpoint_ready" ["backend" "endpoint"]
         "1 when an endpoint passes its health checks, else 0.";
     EndpointEjected GAUGE "endpoint_ejected" ["backend" "endpoint"]
@@ -262,7 +264,33 @@ declare! {
     ProbeRunning GAUGE "probe_running" ["probe"]
         "1 while a probe runs, else 0; `outrigger doctor` says why.";
     ProbeLost COUNTER "probe_lost_total" ["what"]
-        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join.";
+        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join; rounds without an answer.";
+    UpstreamRtt GAUGE "upstream_tcp_rtt_seconds" ["backend" "endpoint"]
+        "Smoothed round-trip time of the connections to an endpoint now, their mean.";
+    UpstreamMinRtt GAUGE "upstream_tcp_min_rtt_seconds" ["backend" "endpoint"]
+        "The shortest round trip of late among the connections to an endpoint.";
+    UpstreamRetransmits COUNTER "upstream_tcp_retransmits_total" ["backend" "endpoint"]
+        "Segments sent again to an endpoint, but for the last second of each connection.";
+    UpstreamUnacked GAUGE "upstream_unacked_bytes" ["backend" "endpoint"]
+        "Bytes written to an endpoint that its kernel has not acknowledged.";
+    AppUnreadBytes GAUGE "app_unread_bytes" ["backend" "endpoint"]
+        "Bytes that reached the application's sockets and were not read, once a second.";
+    AppUnreadConnections GAUGE "app_unread_connections" ["backend" "endpoint"]
+        "Connections with bytes that the application has not read, once a second.";
+    AppUnreadFor GAUGE "app_unread_seconds" ["backend" "endpoint"]
+        "How long at least the oldest byte that the application has not read lies in its socket, to the second.";
+    AppAcceptQueue GAUGE "app_accept_queue" ["backend" "endpoint"]
+        "Connections that wait for the application to accept them, whoever's they are.";
+    AppAcceptLimit GAUGE "app_accept_queue_limit" ["backend" "endpoint"]
+        "How many connections may wait; the kernel turns away when there is one more.";
+    AcceptOverflows COUNTER "app_accept_overflows_total" []
+        "Connections that a listener of the network namespace had no room for, whoever's it is.";
+    AcceptDrops COUNTER "app_accept_drops_total" []
+        "Connections that a listener of the network namespace turned away, for want of room or for another reason.";
+    AppCpu COUNTER "app_cpu_seconds_total" ["backend" "endpoint"]
+        "Time that the threads of the application's processes ran.";
+    AppRunnable COUNTER "app_runnable_seconds_total" ["backend" "endpoint"]
+        "Time that the threads of the application's processes were ready to run and had no processor.";
     AppWire HISTOGRAM "app_wire_seconds" ["backend" "endpoint"]
         "Time from the proxy beginning to send a request to its first segment at the application's socket, as the kernel saw it.";
     AppSocketWait HISTOGRAM "app_socket_wait_seconds" ["backend" "endpoint"]

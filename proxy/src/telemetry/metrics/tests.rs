@@ -62,6 +62,13 @@ fn busy() -> Metrics {
     app.timeline(TimelineResult::Complete);
     let took = Duration::from_millis(3);
     app.gpu_wait(&GpuWait { took, method: Method::Driver, among: 2 });
+    metrics.probe(ProbeName::Sockets).set(1);
+    let sockets = metrics.sockets("stable", "127.0.0.1:1");
+    let [rtt, min_rtt] = [&sockets.rtt, &sockets.min_rtt];
+    let unread = [&sockets.unread_bytes, &sockets.unread_connections, &sockets.unread_for];
+    let queues = [&sockets.unacked, &sockets.accept_queue, &sockets.accept_limit];
+    [rtt, min_rtt].into_iter().chain(unread).chain(queues).for_each(|level| level.set(2.0));
+    sockets.processes_ran(1_500_000_000, 250_000_000);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
     metrics
 }
@@ -103,6 +110,8 @@ fn what_is_counted_is_shown() {
         ("outrigger_endpoint_requests_total", "stable/127.0.0.1:1/connect_failed", 1.0),
         ("outrigger_upstream_connections_total", "stable/reused", 1.0),
         ("outrigger_connections_total", "0.0.0.0:8800", 1.0),
+        ("outrigger_app_cpu_seconds_total", "stable/127.0.0.1:1", 1.5),
+        ("outrigger_app_runnable_seconds_total", "stable/127.0.0.1:1", 0.25),
     ] {
         assert_eq!(sample(&metrics, name, labels), Some(value), "{name} {labels}");
     }
@@ -138,6 +147,7 @@ fn a_forgotten_endpoint_leaves_no_series_and_starts_afresh() {
     let old = metrics.endpoint("b", "1:1");
     let stays = metrics.endpoint("b", "2:2");
     old.in_flight.inc();
+    metrics.sockets("b", "1:1").retransmits.inc();
     stays.in_flight.inc();
     metrics.forget_endpoint("b", "1:1");
     old.ended(Outcome::Ok);

@@ -9,6 +9,8 @@ pub struct EndpointMetrics {
     pub in_flight: Gauge,
     /// From sending an attempt to the first byte of its answer.
     pub first_byte: Histogram,
+    /// What it took to make a connection.
+    pub connect: Histogram,
     /// 1 when ready.
     pub ready: Gauge,
     /// 1 while ejected.
@@ -30,6 +32,7 @@ impl Default for EndpointMetrics {
         Self {
             in_flight: Gauge::default(),
             first_byte: Histogram::new(FIRST_BYTE),
+            connect: Histogram::new(APP),
             ready: Gauge::default(),
             ejected: Gauge::default(),
             requests: std::array::from_fn(|_| Counter::default()),
@@ -78,6 +81,7 @@ impl EndpointMetrics {
     pub(super) fn write(&self, labels: &[&str], page: &mut Page) {
         page.gauge(Id::EndpointInFlight, labels, &self.in_flight);
         page.histogram(Id::EndpointFirstByte, labels, &self.first_byte);
+        page.histogram(Id::UpstreamConnect, labels, &self.connect);
         page.gauge(Id::EndpointReady, labels, &self.ready);
         page.gauge(Id::EndpointEjected, labels, &self.ejected);
         let (reasons, reason) = (EjectionReason::ALL, EjectionReason::as_str);
