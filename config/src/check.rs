@@ -12,6 +12,7 @@
 mod admission;
 mod answers;
 mod backend;
+mod probes;
 mod redis;
 mod route;
 mod text;
@@ -27,7 +28,7 @@ use crate::schema::{EndpointEntry, File, OneOrMany, Switch};
 use crate::units::format_duration;
 use crate::validated::{
     AccessLog, Action, Admin, Backend, Config, Dns, Drain, Endpoint, Forwarding, Host, Key, Limits,
-    Listener, Log, LogField, LogPath, Place, Probes, Route, Runtime, Tenant,
+    Listener, Log, LogField, LogPath, Place, Route, Runtime, Tenant,
 };
 
 pub(crate) use text::endpoint as parse_endpoint;
@@ -147,7 +148,7 @@ impl Checker<'_> {
             access_log: self.access_log(root.at("access_log"), file),
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
-            probes: Probes { requests: file.probes.requests },
+            probes: self.probes(root.at("probes"), file),
             warnings: Vec::new(),
         }
     }
