@@ -5,11 +5,13 @@
 //! stands in its way ([`Obstacle`]), and everything else runs as if it had never been asked for.
 
 pub mod doctor;
+mod driver;
 mod kernel;
 mod requests;
 
 use outrigger_config::validated as config;
 
+pub use driver::Driver;
 pub use kernel::Obstacle;
 pub use requests::{Follower, Span, Timeline, Watch};
 
@@ -23,6 +25,7 @@ use requests::Requests;
 #[derive(Default)]
 pub struct Probes {
     requests: Option<Requests>,
+    driver: Option<Driver>,
 }
 
 impl Probes {
@@ -30,8 +33,10 @@ impl Probes {
     #[must_use]
     pub fn start(settings: &config::Probes, metrics: &Metrics, log: &AccessLog) -> Self {
         let requests = settings.requests.then(|| Requests::start(metrics, log));
+        let driver = settings.driver.as_ref().map(|driver| Driver::start(driver, metrics));
         Probes {
             requests: requests.and_then(|started| told(ProbeName::Requests, metrics, started)),
+            driver: driver.and_then(|started| told(ProbeName::Driver, metrics, started)),
         }
     }
 
@@ -41,10 +46,19 @@ impl Probes {
         Some(self.requests.as_ref()?.follower(backend, endpoint))
     }
 
+    /// What times calls into the GPU's driver, if it runs.
+    #[must_use]
+    pub fn driver(&self) -> Option<&Driver> {
+        self.driver.as_ref()
+    }
+
     /// Ends them: waits a moment for the last timelines, and takes the programs out of the kernel.
     pub fn finish(&self) {
         if let Some(requests) = &self.requests {
             requests.finish();
+        }
+        if let Some(driver) = &self.driver {
+            driver.finish();
         }
     }
 }

@@ -86,6 +86,7 @@ struct Inner {
     store: Arc<StoreMetrics>,
     probes: [Gauge; ProbeName::ALL.len()],
     follow: Arc<FollowMetrics>,
+    driver: Arc<DriverMetrics>,
     apps: Handles<2, AppMetrics>,
 }
 
@@ -113,6 +114,7 @@ impl Metrics {
             store: Arc::default(),
             probes: Default::default(),
             follow: Arc::default(),
+            driver: Arc::default(),
             apps: Handles::default(),
         });
         let registry = Registry::new();
@@ -265,6 +267,12 @@ impl Metrics {
         Arc::clone(&self.inner.follow)
     }
 
+    /// What the kernel sees of calls into the GPU's driver.
+    #[must_use]
+    pub fn driver(&self) -> Arc<DriverMetrics> {
+        Arc::clone(&self.inner.driver)
+    }
+
     /// The handle of what the kernel sees of an endpoint.
     #[must_use]
     pub fn app(&self, backend: &str, endpoint: &str) -> Arc<AppMetrics> {
@@ -312,6 +320,9 @@ impl Collector for Walker {
         }
         if self.inner.probes[ProbeName::Requests as usize].get() > 0 {
             self.inner.follow.write(&mut page);
+        }
+        if self.inner.probes[ProbeName::Driver as usize].get() > 0 {
+            self.inner.driver.write(&mut page);
         }
         self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
         // Nothing is told of a store where no route has one.

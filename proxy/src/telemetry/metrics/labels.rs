@@ -427,6 +427,8 @@ label_values! {
     ProbeName {
         /// Follows requests through the application's sockets.
         Requests "requests",
+        /// Times calls into the GPU's driver.
+        Driver "driver",
     }
 }
 
