@@ -12,6 +12,7 @@
 mod admission;
 mod answers;
 mod backend;
+mod probes;
 mod redis;
 mod route;
 mod text;
@@ -23,11 +24,11 @@ use std::time::Duration;
 use crate::read::Document;
 use crate::read::tree::Node;
 use crate::report::{Problem, Report};
-use crate::schema::{self, EndpointEntry, File, OneOrMany, Switch};
+use crate::schema::{EndpointEntry, File, OneOrMany, Switch};
 use crate::units::format_duration;
 use crate::validated::{
     AccessLog, Action, Admin, Backend, Config, Dns, Drain, Endpoint, Forwarding, Host, Key, Limits,
-    Listener, Log, LogField, LogPath, Place, Probes, Route, Runtime, Tenant,
+    Listener, Log, LogField, LogPath, Place, Route, Runtime, Tenant,
 };
 
 pub(crate) use text::endpoint as parse_endpoint;
@@ -147,7 +148,7 @@ impl Checker<'_> {
             access_log: self.access_log(root.at("access_log"), file),
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
-            probes: self.probes(root.at("probes"), &file.probes),
+            probes: self.probes(root.at("probes"), file),
             warnings: Vec::new(),
         }
     }
@@ -211,15 +212,6 @@ impl Checker<'_> {
             header.push(name);
         }
         Tenant { header }
-    }
-
-    fn probes(&mut self, node: &Node, probes: &schema::Probes) -> Probes {
-        if probes.feedback && !probes.requests {
-            let help = "set `requests: true` as well".to_owned();
-            self.wrong(node.at("feedback"), "needs the probe of requests", Some(help));
-        }
-        let schema::Probes { requests, feedback, sockets } = *probes;
-        Probes { requests, feedback, sockets }
     }
 
     fn access_log(&mut self, node: &Node, file: &File) -> AccessLog {

@@ -15,6 +15,7 @@ mod deadline;
 mod ejection;
 mod guard;
 mod hedge;
+mod probes;
 mod redis;
 mod route;
 pub(crate) mod values;
@@ -35,6 +36,7 @@ pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
 pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
 pub use hedge::Hedge;
+pub use probes::Driver;
 pub use redis::Redis;
 pub use route::{
     Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,
@@ -196,18 +198,22 @@ pub struct Drain {
 
 /// What the kernel is asked: programs in it that see what the application does, which need CAP_BPF and CAP_PERFMON, and
 /// questions that need no privilege. `outrigger doctor` says what is missing. A change needs a restart.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Probes {
     /// When each request reached the application's socket, was read, and was answered. For HTTP/1.1 to applications in
     /// the network namespace of the proxy. Default: false.
     pub requests: bool,
-    /// What is seen has effect: while requests wait in an application's socket (5 ms and more, for 100 ms), fewer are let
-    /// in at once, and wait in the proxy's queue instead, where there is one. Needs `requests`. Default: false.
+    /// What is seen has effect. With `requests`: while requests wait in an application's socket (5 ms and more, for 100 ms),
+    /// fewer are let in at once, and wait in the proxy's queue instead, where there is one. With `driver`: while a call is
+    /// stuck, the proxy says that it is not ready. Default: false.
     pub feedback: bool,
     /// Once a second, round trips and queues of the connections to endpoints, and processor time of the application's
     /// processes where they may be seen. Needs no privilege. Default: false.
     pub sockets: bool,
+    /// How long calls into the GPU's driver take, and which do not return: true, a mapping, or off. For processes in the
+    /// network namespace of the proxy. Default: off.
+    pub driver: Switch<Brief<Driver>>,
 }
 
 /// The proxy's own log.
@@ -216,6 +222,12 @@ pub struct Probes {
 pub struct Log {
     /// What is said at least; the environment variable RUST_LOG overrides it. Default: info.
     pub level: LogLevel,
+}
+
+impl Default for Probes {
+    fn default() -> Self {
+        Self { requests: false, feedback: false, sockets: false, driver: Switch::Off }
+    }
 }
 
 impl Default for File {

@@ -221,7 +221,7 @@ pub struct Log {
 }
 
 /// What the kernel is asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Probes {
     /// What the application's sockets do with each request.
     pub requests: bool,
@@ -229,6 +229,18 @@ pub struct Probes {
     pub feedback: bool,
     /// What sockets and processes are like, once a second.
     pub sockets: bool,
+    /// How long calls into the GPU's driver take.
+    pub driver: Option<Driver>,
+}
+
+/// How calls into the GPU's driver are timed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Driver {
+    /// Absolute paths of further devices, each once.
+    pub devices: Vec<PathBuf>,
+    /// After how long a call counts as stuck.
+    #[serde(serialize_with = "units::duration")]
+    pub stuck_after: Duration,
 }
 
 /// From few words to many.

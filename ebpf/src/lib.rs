@@ -10,11 +10,13 @@
 
 mod call;
 mod connection;
+mod driver;
 mod fact;
 mod key;
 mod record;
 
 pub use call::{Call, Histogram};
 pub use connection::{Burst, Connection};
+pub use driver::*;
 pub use fact::SocketFact;
 pub use key::{fold_v6, key};

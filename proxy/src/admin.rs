@@ -250,6 +250,7 @@ fn readiness(proxy: &Proxy) -> (Vec<String>, Vec<String>) {
     if proxy.drain.is_draining() {
         reasons.insert(0, "draining".to_owned());
     }
+    reasons.extend(proxy.probes.not_ready());
     (reasons, degraded)
 }
 

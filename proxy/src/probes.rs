@@ -5,6 +5,7 @@
 //! stands in its way ([`Obstacle`]), and everything else runs as if it had never been asked for.
 
 pub mod doctor;
+mod driver;
 mod kernel;
 mod overlap;
 mod pressure;
@@ -15,6 +16,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use outrigger_config::validated as config;
 
+pub use driver::Driver;
 pub use kernel::Obstacle;
 pub use overlap::{GpuWait, Method};
 pub use requests::{Attendance, Follower, Span, Timeline, Watch};
@@ -24,6 +26,7 @@ use crate::telemetry::{
     access_log::AccessLog,
     metrics::{Metrics, ProbeName},
 };
+use overlap::Waits;
 use requests::Requests;
 use sockets::Sockets;
 
@@ -32,18 +35,27 @@ use sockets::Sockets;
 pub struct Probes {
     requests: Option<Requests>,
     sockets: Option<Sockets>,
+    driver: Option<Arc<Driver>>,
+    /// What is seen has effect.
+    feedback: bool,
 }
 
 impl Probes {
     /// Starts what is asked for. What cannot be is said in the log, and off.
     #[must_use]
     pub fn start(settings: &config::Probes, metrics: &Metrics, log: &AccessLog) -> Self {
+        let driver = settings.driver.as_ref().map(|driver| Driver::start(driver, metrics));
+        let driver = driver.and_then(|started| told(ProbeName::Driver, metrics, started));
+        let driver = driver.map(Arc::new);
+        let waits = driver.as_ref().map(waits_for_driver);
         let requests =
-            settings.requests.then(|| Requests::start(metrics, log, None, settings.feedback));
+            settings.requests.then(|| Requests::start(metrics, log, waits, settings.feedback));
         let sockets = settings.sockets.then(|| Sockets::start(metrics));
         Probes {
             requests: requests.and_then(|started| told(ProbeName::Requests, metrics, started)),
             sockets: sockets.and_then(|started| told(ProbeName::Sockets, metrics, started)),
+            driver,
+            feedback: settings.feedback,
         }
     }
 
@@ -64,6 +76,14 @@ impl Probes {
         Some(self.sockets.as_ref()?.watch(backend, endpoint, address))
     }
 
+    /// Why the pod should have no traffic, as far as the kernel knows and where that is to have effect: somebody has
+    /// called the GPU's driver and does not come back.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        let stuck = self.driver.as_ref().filter(|_| self.feedback)?.stuck()?;
+        Some(format!("a call into the GPU's driver has not returned for {} s", stuck.as_secs()))
+    }
+
     /// Ends them: waits a moment for the last timelines, and takes the programs out of the kernel.
     pub fn finish(&self) {
         if let Some(requests) = &self.requests {
@@ -72,7 +92,15 @@ impl Probes {
         if let Some(sockets) = &self.sockets {
             sockets.finish();
         }
+        if let Some(driver) = &self.driver {
+            driver.finish();
+        }
     }
+}
+
+fn waits_for_driver(driver: &Arc<Driver>) -> Waits {
+    let driver = Arc::clone(driver);
+    Waits::new(Method::Driver, Box::new(move |since| driver.calls(since)))
 }
 
 /// Says in log and metrics whether a probe that was asked for runs.

@@ -103,7 +103,7 @@ fn swap(proxy: &Proxy, mut config: Config) -> Result<Vec<&'static str>, Vec<Stri
     config.listeners.clone_from(&old.config.listeners);
     config.admin.clone_from(&old.config.admin);
     config.runtime.clone_from(&old.config.runtime);
-    config.probes = old.config.probes;
+    config.probes.clone_from(&old.config.probes);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

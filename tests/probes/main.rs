@@ -3,6 +3,7 @@
 //! Where one cannot run (no privilege, or a binary without the programs) its tests say so and do nothing; with
 //! `OUTRIGGER_PROBES_REQUIRED` in the environment that is a failure.
 
+mod driver;
 mod guest;
 mod requests;
 mod servers;

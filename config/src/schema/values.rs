@@ -89,6 +89,8 @@ pub trait Abbreviated {
     const FORMS: &'static str;
     /// Whether a number is such a value.
     const NUMBERS: bool = false;
+    /// Whether `true` is such a value.
+    const TRUE: bool = false;
 
     /// What the value alone means.
     fn from_short(short: Self::Short) -> Self;
@@ -415,6 +417,13 @@ where
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
         M::Short::deserialize(text.into_deserializer()).map(Brief::short)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        match M::TRUE {
+            true => M::Short::deserialize(value.into_deserializer()).map(Brief::short),
+            false => Err(E::invalid_type(de::Unexpected::Bool(value), &self)),
+        }
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {

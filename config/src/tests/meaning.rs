@@ -281,3 +281,15 @@ fn the_effective_configuration_has_units() {
     assert_eq!(printed["access_log"]["path"], "stdout");
     assert_eq!(printed["access_log"]["fields"][0], "time");
 }
+
+#[test]
+fn the_drivers_probe_is_on_with_a_word_or_a_mapping() {
+    let driver = |text: &str| read(&format!("{SMALL}probes: {{ driver: {text} }}")).probes.driver;
+    let plain = driver("true").expect("on");
+    assert_eq!((plain.devices.len(), plain.stuck_after.as_secs()), (0, 10));
+    assert_eq!(driver("{}"), Some(plain));
+    assert_eq!((driver("false"), driver("off")), (None, None));
+    let named = driver("{ devices: [/dev/a, /dev/b], stuck_after: 1m }").expect("on");
+    assert_eq!(named.devices, ["/dev/a", "/dev/b"].map(std::path::PathBuf::from));
+    assert_eq!(named.stuck_after.as_secs(), 60);
+}

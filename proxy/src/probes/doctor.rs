@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use outrigger_config::validated as config;
 
-use super::{kernel::Obstacle, requests, sockets};
+use super::{driver, kernel::Obstacle, requests, sockets};
 
 /// A probe, as far as it can be judged before it runs.
 struct Probe {
@@ -12,8 +12,8 @@ struct Probe {
     name: &'static str,
     what: &'static str,
     is_wanted: fn(&config::Probes) -> bool,
-    /// Loads it and takes it out again.
-    attempt: fn() -> Result<(), Obstacle>,
+    /// Loads it and takes it out again; what there is to say of how it would run.
+    attempt: fn() -> Result<String, Obstacle>,
 }
 
 const PROBES: &[Probe] = &[
@@ -21,33 +21,39 @@ const PROBES: &[Probe] = &[
         name: "requests",
         what: "where each request's time went, at the application's socket",
         is_wanted: |settings| settings.requests,
-        attempt: requests::attempt,
+        attempt: || requests::attempt().map(|()| String::new()),
+    },
+    Probe {
+        name: "driver",
+        what: "how long calls into the GPU's driver take",
+        is_wanted: |settings| settings.driver.is_some(),
+        attempt: driver::attempt,
     },
     Probe {
         name: "sockets",
         what: "round trips and queues of endpoints once a second, and their processes if they may be seen",
         is_wanted: |settings| settings.sockets,
-        attempt: sockets::attempt,
+        attempt: || sockets::attempt().map(|()| String::new()),
     },
 ];
 
 /// How it stands with one probe.
 #[derive(Debug, PartialEq, Eq)]
 enum Standing {
-    /// It is asked for and can be.
-    On,
-    /// It can be, and is not asked for.
-    Off,
+    /// It is asked for and can be; how.
+    On(String),
+    /// It can be, and is not asked for; how it would be.
+    Off(String),
     /// It cannot be.
     Impossible(Obstacle),
 }
 
 impl Standing {
-    fn of(wanted: bool, trial: Result<(), Obstacle>) -> Self {
+    fn of(wanted: bool, trial: Result<String, Obstacle>) -> Self {
         match trial {
             Err(obstacle) => Standing::Impossible(obstacle),
-            Ok(()) if wanted => Standing::On,
-            Ok(()) => Standing::Off,
+            Ok(how) if wanted => Standing::On(how),
+            Ok(how) => Standing::Off(how),
         }
     }
 }
@@ -60,7 +66,7 @@ pub fn examine(settings: &config::Probes) -> (String, bool) {
     for probe in PROBES {
         let is_wanted = (probe.is_wanted)(settings);
         let standing = Standing::of(is_wanted, (probe.attempt)());
-        is_fine &= !is_wanted || standing == Standing::On;
+        is_fine &= !is_wanted || matches!(standing, Standing::On(_));
         text += &told(probe.name, probe.what, &standing);
     }
     (text, is_fine)
@@ -68,12 +74,16 @@ pub fn examine(settings: &config::Probes) -> (String, bool) {
 
 fn told(probe: &str, what: &str, standing: &Standing) -> String {
     let mut text = String::new();
+    let how = match standing {
+        Standing::On(how) | Standing::Off(how) if !how.is_empty() => format!("\n{:<10} {how}", ""),
+        _ => String::new(),
+    };
     // Writing to a text cannot fail.
     let _ = match standing {
-        Standing::On => writeln!(text, "{probe:<10} on          {what}"),
-        Standing::Off => writeln!(
+        Standing::On(_) => writeln!(text, "{probe:<10} on          {what}{how}"),
+        Standing::Off(_) => writeln!(
             text,
-            "{probe:<10} off         {what}\n{:<10} to have it: probes: {{ {probe}: true }}",
+            "{probe:<10} off         {what}{how}\n{:<10} to have it: probes: {{ {probe}: true }}",
             ""
         ),
         Standing::Impossible(obstacle) => writeln!(
@@ -92,9 +102,12 @@ mod tests {
 
     #[test]
     fn each_standing_says_what_to_do() {
-        let on = told("requests", "where time went", &Standing::of(true, Ok(())));
+        let on = told("requests", "where time went", &Standing::of(true, Ok(String::new())));
         assert_eq!(on, "requests   on          where time went\n");
-        let off = told("requests", "where time went", &Standing::of(false, Ok(())));
+        let how = || Ok("by looking".to_owned());
+        let on = told("requests", "where time went", &Standing::of(true, how()));
+        assert_eq!(on, "requests   on          where time went\n           by looking\n");
+        let off = told("requests", "where time went", &Standing::of(false, how()));
         assert!(off.contains(" off ") && off.contains("probes: { requests: true }"), "{off}");
         let lacking = Obstacle::Capabilities(vec!["CAP_BPF"]);
         let not = told("requests", "where time went", &Standing::of(true, Err(lacking)));

@@ -9,9 +9,9 @@
 //! A pure core: times are nanoseconds of CLOCK_MONOTONIC, told by the caller. What is forgotten is not made up: a request
 //! that began before gets no answer.
 
-use std::{cmp, collections::VecDeque, sync::Arc, time::Duration};
+use std::{cmp, collections::VecDeque, time::Duration};
 
-use parking_lot::Mutex;
+use outrigger_probes::Call;
 
 /// How waits for the GPU are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,22 +44,36 @@ pub struct GpuWait {
     pub among: u32,
 }
 
-/// Where a family of programs tells of waits.
-#[derive(Clone)]
+/// Calls that returned at this time or later, in the order in which they did, from the family of programs that sees them.
+pub(super) type Fetch = Box<dyn Fn(u64) -> Vec<Call> + Send>;
+
+/// Who waited for the GPU and when, as a family of programs tells it.
 pub(super) struct Waits {
-    pub(super) method: Method,
-    pub(super) busy: Arc<Mutex<Busy>>,
+    method: Method,
+    fetch: Fetch,
+    busy: Busy,
+    /// When the last call returned that is known.
+    known: u64,
 }
 
 impl Waits {
-    /// None yet.
-    pub(super) fn new(method: Method) -> Self {
-        Waits { method, busy: Arc::default() }
+    /// None known yet.
+    pub(super) fn new(method: Method, fetch: Fetch) -> Self {
+        Waits { method, fetch, busy: Busy::default(), known: 0 }
+    }
+
+    /// Fetches what was told since.
+    pub(super) fn look(&mut self) {
+        // What is told twice counts once.
+        for call in (self.fetch)(self.known) {
+            self.known = self.known.max(call.end);
+            self.busy.add(call.start, call.end);
+        }
     }
 
     /// What a request had of them that took from one to the other.
     pub(super) fn of(&self, crowd: &Crowd, from: u64, to: u64) -> Option<GpuWait> {
-        let took = Duration::from_nanos(self.busy.lock().within(from, to)?);
+        let took = Duration::from_nanos(self.busy.within(from, to)?);
         Some(GpuWait { took, method: self.method, among: crowd.most(from, to)?.max(1) })
     }
 }

@@ -86,6 +86,7 @@ struct Inner {
     store: Arc<StoreMetrics>,
     probes: [Gauge; ProbeName::ALL.len()],
     follow: Arc<FollowMetrics>,
+    driver: Arc<DriverMetrics>,
     apps: Handles<2, AppMetrics>,
     namespace: Arc<NamespaceMetrics>,
     sockets: Handles<2, SocketMetrics>,
@@ -115,6 +116,7 @@ impl Metrics {
             store: Arc::default(),
             probes: Default::default(),
             follow: Arc::default(),
+            driver: Arc::default(),
             apps: Handles::default(),
             namespace: Arc::default(),
             sockets: Handles::default(),
@@ -270,6 +272,12 @@ impl Metrics {
         Arc::clone(&self.inner.follow)
     }
 
+    /// What the kernel sees of calls into the GPU's driver.
+    #[must_use]
+    pub fn driver(&self) -> Arc<DriverMetrics> {
+        Arc::clone(&self.inner.driver)
+    }
+
     /// The handle of what the kernel sees of an endpoint.
     #[must_use]
     pub fn app(&self, backend: &str, endpoint: &str) -> Arc<AppMetrics> {
@@ -329,6 +337,9 @@ impl Collector for Walker {
         }
         if self.inner.probes[ProbeName::Requests as usize].get() > 0 {
             self.inner.follow.write(&mut page);
+        }
+        if self.inner.probes[ProbeName::Driver as usize].get() > 0 {
+            self.inner.driver.write(&mut page);
         }
         self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
         if self.inner.probes[ProbeName::Sockets as usize].get() > 0 {

@@ -6,7 +6,7 @@ use std::io;
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Map, MapError},
-    programs::{BtfTracePoint, ProgramError},
+    programs::{BtfTracePoint, ProgramError, TracePoint},
     sys::SyscallError,
 };
 
@@ -54,6 +54,20 @@ impl Programs {
         attach_typed(loaded, btf, name, tracepoint).map_err(|error| obstacle_of(&error))
     }
 
+    /// Hangs a program on a tracepoint by its name in tracefs.
+    ///
+    /// # Errors
+    /// What stands in the way; that tracefs cannot be read, for one.
+    pub(in crate::probes) fn attach_tracepoint(
+        &mut self,
+        name: &str,
+        group: &str,
+        tracepoint: &str,
+    ) -> Result<(), Obstacle> {
+        let attached = attach_tracepoint(&mut self.loaded, name, group, tracepoint);
+        attached.map_err(|error| obstacle_of(&error))
+    }
+
     /// A map of the programs, taken out.
     ///
     /// # Errors
@@ -68,6 +82,19 @@ impl Programs {
         };
         typed(map).map_err(|error| refused(&error))
     }
+}
+
+fn attach_tracepoint(
+    loaded: &mut Ebpf,
+    name: &str,
+    group: &str,
+    tracepoint: &str,
+) -> Result<(), EbpfError> {
+    let program = loaded.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+    let program: &mut TracePoint = program.try_into()?;
+    program.load()?;
+    program.attach(group, tracepoint)?;
+    Ok(())
 }
 
 fn attach_typed(

@@ -95,8 +95,11 @@ impl Obstacle {
             Self::NoBtf(_) => {
                 "needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of the host in the container"
             }
+            Self::NoTracepoint("sys_enter" | "sys_exit") => {
+                "needs a kernel with CONFIG_FTRACE_SYSCALLS"
+            }
             Self::NoTracepoint(_) => "needs Linux 6.3 or newer",
-            Self::NoField { .. } => "needs a kernel whose TCP has it; please report the version",
+            Self::NoField { .. } => "needs a kernel that has it; please report the version",
             Self::NoNamespace => "mount /proc",
             Self::Capabilities(_) => {
                 "run as root, or add the capabilities BPF and PERFMON (securityContext.capabilities.add)"

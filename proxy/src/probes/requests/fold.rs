@@ -176,7 +176,10 @@ impl<T> Fold<T> {
         let read: u64 = told.clone().map(|burst| burst.bytes_in).sum();
         // When all its bytes were read by what has ended, nothing of it can be under way.
         let current = if read >= span.end - span.start { None } else { look_up(span.key) };
-        Timeline::of((span.sent, span.ended), told.copied().chain(current.filter(|burst| span.has(burst))))
+        Timeline::of(
+            (span.sent, span.ended),
+            told.copied().chain(current.filter(|burst| span.has(burst))),
+        )
     }
 
     fn forget_until(&mut self, span: &Span) {

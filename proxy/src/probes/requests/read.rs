@@ -130,6 +130,9 @@ impl Reader {
                 self.fold.heard(burst);
             }
         }
+        if let Some(waits) = &mut self.waits {
+            waits.look();
+        }
         let (shared, log, waits, crowd) = (&self.shared, &self.log, &self.waits, &self.crowd);
         let done = |ended: Ended, span: Span, mut timeline: Option<Timeline>| {
             if let (Some(waits), Some(timeline)) = (waits, &mut timeline) {

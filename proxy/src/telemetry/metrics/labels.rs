@@ -429,6 +429,8 @@ label_values! {
         Requests "requests",
         /// Asks about the sockets of endpoints.
         Sockets "sockets",
+        /// Times calls into the GPU's driver.
+        Driver "driver",
     }
 }
 

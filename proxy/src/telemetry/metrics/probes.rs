@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 
 use super::*;
+use outrigger_probes::DriverLoss;
+
 use crate::probes::{GpuWait, Method};
 
 /// What is told of the probe that follows requests.
@@ -166,5 +168,69 @@ impl SocketMetrics {
             page.seconds(Id::AppCpu, labels, self.cpu_nanos.get());
             page.seconds(Id::AppRunnable, labels, self.runnable_nanos.get());
         }
+    }
+}
+
+/// What the kernel sees of calls into the GPU's driver, when it was looked at last.
+#[derive(Debug, Default)]
+pub struct DriverMetrics {
+    calls: Mutex<BTreeMap<[String; 2], outrigger_probes::Histogram>>,
+    in_flight: Gauge,
+    oldest: Level,
+    stuck: Gauge,
+    xids: Mutex<BTreeMap<u32, u64>>,
+    lost: [AtomicU64; DriverLoss::ALL.len()],
+}
+
+impl DriverMetrics {
+    /// How long calls took since the probe runs, by device and command.
+    pub fn calls(&self, calls: BTreeMap<[String; 2], outrigger_probes::Histogram>) {
+        *self.calls.lock().unwrap_or_else(PoisonError::into_inner) = calls;
+    }
+
+    /// So many calls are under way, the oldest for so long, and so many are stuck.
+    pub fn standing(&self, in_flight: usize, oldest: Duration, stuck: usize) {
+        let count = |calls| i64::try_from(calls).unwrap_or(i64::MAX);
+        self.in_flight.set(count(in_flight));
+        self.oldest.set(oldest.as_secs_f64());
+        self.stuck.set(count(stuck));
+    }
+
+    /// NVIDIA's driver has reported an error of this number.
+    pub fn xid(&self, number: u32) {
+        let mut xids = self.xids.lock().unwrap_or_else(PoisonError::into_inner);
+        *xids.entry(number).or_default() += 1;
+    }
+
+    /// There was no room for so much, in the order of [`DriverLoss::ALL`].
+    pub fn lost(&self, lost: [u64; DriverLoss::ALL.len()]) {
+        for (place, lost) in self.lost.iter().zip(lost) {
+            place.store(lost, Relaxed);
+        }
+    }
+
+    pub(super) fn write(&self, page: &mut Page) {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        for ([device, command], histogram) in calls.iter() {
+            page.kernel_histogram(Id::DriverCalls, &[device, command], histogram);
+        }
+        // Few: the kernel's own log can be trusted with numbers.
+        for (number, count) in self.xids.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            page.counter(Id::Xid, &[&number.to_string()], *count);
+        }
+        page.gauge(Id::DriverInFlight, &[], &self.in_flight);
+        page.level(Id::DriverOldest, &[], self.oldest.get().unwrap_or_default());
+        page.gauge(Id::DriverStuck, &[], &self.stuck);
+        for (what, lost) in DriverLoss::ALL.iter().zip(&self.lost) {
+            page.counter(Id::ProbeLost, &[loss(*what)], lost.load(Relaxed));
+        }
+    }
+}
+
+fn loss(what: DriverLoss) -> &'static str {
+    match what {
+        DriverLoss::Counts => "driver_counts",
+        DriverLoss::Flights => "driver_flights",
+        DriverLoss::Calls => "driver_calls",
     }
 }

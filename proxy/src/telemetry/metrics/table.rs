@@ -264,7 +264,7 @@ declare! {
     ProbeRunning GAUGE "probe_running" ["probe"]
         "1 while a probe runs, else 0; `outrigger doctor` says why.";
     ProbeLost COUNTER "probe_lost_total" ["what"]
-        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join; rounds without an answer.";
+        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join, calls into the driver; rounds without an answer.";
     UpstreamRtt GAUGE "upstream_tcp_rtt_seconds" ["backend" "endpoint"]
         "Smoothed round-trip time of the connections to an endpoint now, their mean.";
     UpstreamMinRtt GAUGE "upstream_tcp_min_rtt_seconds" ["backend" "endpoint"]
@@ -305,6 +305,16 @@ declare! {
         "How much of each request's time somebody in the pod waited for the GPU: exact where it was the only one in flight, else shared by all who were.";
     AppTimelines COUNTER "app_timelines_total" ["backend" "endpoint" "result"]
         "Requests that an endpoint had, by how much of them the kernel saw.";
+    DriverCalls HISTOGRAM "gpu_driver_call_seconds" ["device" "command"]
+        "Time that calls into the GPU's driver took, as the kernel saw it.";
+    DriverInFlight GAUGE "gpu_driver_calls_in_flight" []
+        "Calls into the GPU's driver that have not returned.";
+    DriverOldest GAUGE "gpu_driver_oldest_call_seconds" []
+        "How long the oldest call into the GPU's driver has been under way, but for those that wait by design; else 0.";
+    DriverStuck GAUGE "gpu_driver_stuck_calls" []
+        "Calls into the GPU's driver that have been under way for longer than `probes.driver.stuck_after`.";
+    Xid COUNTER "gpu_xid_total" ["xid"]
+        "Errors that NVIDIA's driver reported in the kernel's log, of any GPU of the machine.";
     AccessLogDropped COUNTER "access_log_dropped_total" []
         "Access-log lines lost because they could not be written fast enough, or at all.";
 }
