@@ -4,11 +4,13 @@ Why: CUSE is not in every kernel, but a file system in user space is, and its ro
 through the same system call and the same table of files as one on /dev/nvidia0.
 
 Runs in a mount namespace of its own, so that nothing is left when it ends, however it does. Writes one JSON value per line.
-On the first SIGUSR1 it calls, on the second it lets the call return that hangs, on the third it ends.
+On the first SIGUSR1 it calls, on the second it lets the call return that hangs, on the third it ends. With `serve` it is a
+server of HTTP instead, whose answers each need a call.
 """
 
 import ctypes
 import fcntl
+import http.server
 import json
 import os
 import select
@@ -163,13 +165,37 @@ def elsewhere(folder, number):
                 pass
 
 
-def main(folder):
+def serve(file):
+    """Each answer needs a call of 5 ms, made by a thread that has not read the request, as in an engine."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            argument = bytearray(32)
+            worker = threading.Thread(target=fcntl.ioctl, args=(file, command(0x29), argument))
+            worker.start()
+            worker.join()
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    tell({"port": server.server_port})
+    server.serve_forever()
+
+
+def main(folder, *serves):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     path = os.path.join(folder, "nvidia0")
     open(path, "w").close()
     release = start(path)
     file = os.open(path, os.O_RDWR)
     tell({"device": f"/proc/{os.getpid()}/root{path}"})
+    if serves:
+        serve(file)
     signal.sigwait([signal.SIGUSR1])
     unhurried()
     calls(file, 0x2A, 2000)
@@ -189,4 +215,4 @@ def main(folder):
     signal.sigwait([signal.SIGUSR1])
 
 
-main(sys.argv[1])
+main(*sys.argv[1:])

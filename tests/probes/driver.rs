@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use outrigger_tests::harness::{Launch, Metrics, Process, Proxy, program};
+use outrigger_tests::harness::{Call, Launch, Load, Metrics, Process, Proxy, program};
 use outrigger_tests::sim::{Options, Simulator};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,10 +39,23 @@ struct Device {
 impl Device {
     /// One whose caller waits for [`Device::go_on`]; none when this machine cannot have one, which is said.
     async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// One that serves HTTP at a port, and calls for each answer.
+    async fn serving() -> Option<(Self, u16)> {
+        let device = Self::start_with(&["serve"]).await?;
+        let line = device.process.await_log("port").await;
+        let told = serde_json::from_str::<Value>(&line).expect("JSON");
+        let port = told["port"].as_u64().and_then(|port| u16::try_from(port).ok());
+        Some((device, port.expect("a port")))
+    }
+
+    async fn start_with(arguments: &[&str]) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("probes/device.py");
         let mut command = Command::new("unshare");
-        command.args(["--mount", "python3", "-u"]).arg(script).arg(folder.path());
+        command.args(["--mount", "python3", "-u"]).arg(script).arg(folder.path()).args(arguments);
         let process = Process::spawn(&mut command);
         let first = process.await_lines(|lines| lines.first().cloned()).await;
         let told = first.as_deref().and_then(|line| serde_json::from_str::<Value>(line).ok());
@@ -73,15 +86,18 @@ impl Device {
 /// A proxy that watches the device, in a mount namespace that is made so first.
 async fn watching(device: &Device, before: &str) -> (Proxy, Simulator) {
     let simulator = Simulator::start(Options::named("app").fast());
-    let config = format!(
-        "backends: {{ app: {{ endpoints: ['{}'] }} }}\nroutes: [{{ backend: app }}]\n\
-         drain: {{ delay: 0s }}\n\
-         probes: {{ driver: {{ devices: ['{}'], stuck_after: 500ms }} }}\n",
-        simulator.addr, device.path
-    );
+    let probes = format!("driver: {{ devices: ['{}'], stuck_after: 500ms }}", device.path);
+    let config = config(&simulator.addr.to_string(), &format!("{probes}, feedback: true"));
     let folder = tempfile::tempdir().expect("a temporary directory");
     let proxy = Launch::new(&config).binary(&inside(folder.path(), before)).start().await;
     (proxy, simulator)
+}
+
+fn config(server: &str, probes: &str) -> String {
+    format!(
+        "backends: {{ app: {{ endpoints: ['{server}'] }} }}\nroutes: [{{ backend: app }}]\n\
+         drain: {{ delay: 0s }}\naccess_log: {{ format: json }}\nprobes: {{ {probes} }}\n"
+    )
 }
 
 /// A script that runs the program in a mount namespace of its own, after this.
@@ -146,6 +162,9 @@ async fn hangs_and_returns(device: &Device, proxy: &Proxy) {
     assert!(gauge(&metrics, "oldest_call_seconds") >= 0.5, "{}", metrics.text);
     assert_eq!(count(&metrics, HANGS), 0.0, "it has not returned");
     let line = proxy.await_log("does not return").await;
+    let ready = proxy.admin_get("/ready").await;
+    assert_eq!(ready.status, 503, "with feedback traffic goes elsewhere");
+    assert!(ready.text().contains("has not returned for"), "{}", ready.text());
     assert!(
         line.contains(HANGS) && line.contains(&format!("pid={}", device.process.pid())),
         "{line}"
@@ -156,6 +175,7 @@ async fn hangs_and_returns(device: &Device, proxy: &Proxy) {
     assert_eq!(gauge(&metrics, "calls_in_flight"), 0.0, "{}", metrics.text);
     assert_eq!(gauge(&metrics, "stuck_calls"), 0.0);
     assert_eq!(gauge(&metrics, "oldest_call_seconds"), 0.0);
+    assert_eq!(proxy.admin_get("/ready").await.status, 200);
     proxy.await_log("that was stuck has returned").await;
     let told = |what: &str| proxy.log().iter().filter(|line| line.contains(what)).count();
     assert_eq!((told("does not return"), told("has returned")), (1, 1));
@@ -210,6 +230,36 @@ async fn calls_are_timed_by_the_tracepoints_of_ioctl() {
 #[tokio::test]
 async fn calls_are_timed_by_looking_at_every_system_call() {
     calls_are_timed(WITHOUT_TRACEFS, "by looking at every system call").await;
+}
+
+#[tokio::test]
+async fn a_request_is_told_how_long_the_driver_was_waited_for() {
+    if is_impossible("driver") || is_impossible("requests") {
+        return;
+    }
+    let Some((device, port)) = Device::serving().await else { return };
+    let probes = format!("requests: true, driver: {{ devices: ['{}'] }}", device.path);
+    let proxy = Proxy::start(&config(&format!("127.0.0.1:{port}"), &probes)).await;
+    proxy.await_log("calls into the GPU driver are seen").await;
+    for _ in 0..20 {
+        assert_eq!(Call::get("/").send(proxy.address()).await.status, 204);
+    }
+    let millis = |line: &Value, field: &str| line[field].as_f64().unwrap_or(f64::NAN);
+    for line in proxy.await_access(20).await {
+        let (waited, worked) =
+            (millis(&line, "gpu_wait_ms"), millis(&line, "app_first_byte_ms"));
+        assert!(waited >= 5.0 && waited <= worked, "{line:#}");
+        assert_eq!((&line["gpu_wait_among"], &line["gpu_wait_method"]), (&1.into(), &"driver".into()));
+    }
+    let report = Load::of(40).at_once(4).run(proxy.address(), |_| Call::get("/")).await;
+    assert_eq!(report.ok(), 40);
+    let lines = proxy.await_access(60).await.split_off(20);
+    let shared = lines.iter().filter(|line| line["gpu_wait_among"].as_u64() > Some(1)).count();
+    assert!(shared >= 36, "four at once are not alone: {lines:#?}");
+    let waits = "outrigger_app_gpu_wait_seconds_count";
+    let metrics = proxy.metrics().await;
+    assert!(metrics.get(waits, &[("attribution", "exact"), ("method", "driver")]) >= 20.0);
+    assert!(metrics.get(waits, &[("attribution", "shared"), ("method", "driver")]) >= 36.0);
 }
 
 #[tokio::test]

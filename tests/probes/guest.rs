@@ -56,14 +56,18 @@ async fn a_proxy_that_is_killed_leaves_nothing_in_the_kernel() {
     }
 }
 
+const BOTH: Option<&str> = Some("not permitted without CAP_BPF and CAP_PERFMON");
+const PERFMON: Option<&str> = Some("not permitted without CAP_PERFMON");
+const BPF: Option<&str> = Some("not permitted without CAP_BPF");
+
 /// Which capabilities are kept (of those that matter here), and what then stands in the way of each probe; `None` for
 /// nothing. The table of PROBES.md.
 const MATRIX: &[(&[&str], &[(&str, Option<&str>)])] = &[
-    (&[], &[("requests", Some("not permitted without CAP_BPF and CAP_PERFMON"))]),
-    (&["bpf"], &[("requests", Some("not permitted without CAP_PERFMON"))]),
-    (&["perfmon"], &[("requests", Some("not permitted without CAP_BPF"))]),
-    (&["bpf", "perfmon"], &[("requests", None)]),
-    (&["sys_admin"], &[("requests", None)]),
+    (&[], &[("requests", BOTH), ("driver", BOTH), ("sockets", None)]),
+    (&["bpf"], &[("requests", PERFMON), ("driver", PERFMON), ("sockets", None)]),
+    (&["perfmon"], &[("requests", BPF), ("driver", BPF), ("sockets", None)]),
+    (&["bpf", "perfmon"], &[("requests", None), ("driver", None), ("sockets", None)]),
+    (&["sys_admin"], &[("requests", None), ("driver", None), ("sockets", None)]),
 ];
 
 /// The capabilities that decide, by their numbers: older tools do not know the newer names.

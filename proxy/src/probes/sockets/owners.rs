@@ -33,12 +33,12 @@ impl Owners {
     /// Looks who holds these sockets: every ten seconds, and when there is a listener that nobody looked for before.
     pub(super) fn look(&mut self, now: Instant, listeners: &HashSet<u32>, all: &HashSet<u32>) {
         let rested = self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOK);
-        if all.is_empty() || !(rested || !listeners.is_subset(&self.sought)) {
-            return;
+        let is_new = !listeners.is_subset(&self.sought);
+        if !all.is_empty() && (rested || is_new) {
+            self.looked = Some(now);
+            self.sought.clone_from(all);
+            self.of = holders(all);
         }
-        self.looked = Some(now);
-        self.sought.clone_from(all);
-        self.of = holders(all);
     }
 
     /// The processes that hold one of these.
