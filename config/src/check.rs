@@ -23,11 +23,11 @@ use std::time::Duration;
 use crate::read::Document;
 use crate::read::tree::Node;
 use crate::report::{Problem, Report};
-use crate::schema::{EndpointEntry, File, OneOrMany, Switch};
+use crate::schema::{self, EndpointEntry, File, OneOrMany, Switch};
 use crate::units::format_duration;
 use crate::validated::{
-    AccessLog, Action, Admin, Backend, Config, Dns, Drain, Endpoint, Forwarding, Host, Key, Limits,
-    Listener, Log, LogField, LogPath, Place, Probes, Route, Runtime, Tenant,
+    AccessLog, Action, Admin, Backend, Config, CudaProbe, Dns, Drain, Endpoint, Forwarding, Host,
+    Key, Limits, Listener, Log, LogField, LogPath, Place, Probes, Route, Runtime, Tenant,
 };
 
 pub(crate) use text::endpoint as parse_endpoint;
@@ -147,7 +147,7 @@ impl Checker<'_> {
             access_log: self.access_log(root.at("access_log"), file),
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
-            probes: Probes { requests: file.probes.requests },
+            probes: probes(file),
             warnings: Vec::new(),
         }
     }
@@ -256,6 +256,12 @@ fn on<T>(switch: &Switch<T>) -> Option<&T> {
 fn runtime(file: &File) -> Runtime {
     let upgrade_socket = file.runtime.upgrade_socket.clone();
     Runtime { threads: file.runtime.threads.0 as usize, upgrade_socket }
+}
+
+fn probes(file: &File) -> Probes {
+    let schema::CudaProbe { enabled, launches, single_step } = file.probes.cuda.0;
+    let cuda = enabled.then_some(CudaProbe { launches, single_step });
+    Probes { requests: file.probes.requests, cuda }
 }
 
 fn limits(file: &File) -> Limits {

@@ -11,6 +11,7 @@ mod answers;
 mod backend;
 mod balance;
 mod body;
+mod cuda;
 mod deadline;
 mod ejection;
 mod guard;
@@ -31,6 +32,7 @@ pub use answers::{AnswerStore, AnswerWarmUp, Answers, Fallback, FallbackAnswers}
 pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
 pub use body::{Batch, Compress, Decompress};
+pub use cuda::CudaProbe;
 pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
 pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
@@ -196,12 +198,21 @@ pub struct Drain {
 
 /// What the kernel is asked: programs in it that see what the application does. They need CAP_BPF and CAP_PERFMON;
 /// `outrigger doctor` says what is missing. A change needs a restart.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Probes {
     /// When each request reached the application's socket, was read, and was answered. For HTTP/1.1 to applications in
     /// the network namespace of the proxy. Default: false.
     pub requests: bool,
+    /// How long calls of the GPU's user-space driver take (the CUDA driver API, HIP), in processes of the proxy's network
+    /// namespace: true, or a mapping. Needs CAP_SYS_ADMIN and CAP_SYS_PTRACE, and an x86-64. Default: false.
+    pub cuda: Brief<CudaProbe>,
+}
+
+impl Default for Probes {
+    fn default() -> Self {
+        Self { requests: false, cuda: Brief::short(false) }
+    }
 }
 
 /// The proxy's own log.

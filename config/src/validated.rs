@@ -225,6 +225,17 @@ pub struct Log {
 pub struct Probes {
     /// What the application's sockets do with each request.
     pub requests: bool,
+    /// What the GPU's user-space driver is called for, and for how long.
+    pub cuda: Option<CudaProbe>,
+}
+
+/// How calls of the GPU's user-space driver are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CudaProbe {
+    /// Kernel launches are counted.
+    pub launches: bool,
+    /// Functions that have to be single-stepped are looked at, too.
+    pub single_step: bool,
 }
 
 /// From few words to many.

@@ -89,6 +89,8 @@ pub trait Abbreviated {
     const FORMS: &'static str;
     /// Whether a number is such a value.
     const NUMBERS: bool = false;
+    /// Whether true and false are such values.
+    const BOOLEANS: bool = false;
 
     /// What the value alone means.
     fn from_short(short: Self::Short) -> Self;
@@ -421,6 +423,13 @@ where
         match M::NUMBERS {
             true => M::Short::deserialize(number.into_deserializer()).map(Brief::short),
             false => Err(E::invalid_type(de::Unexpected::Unsigned(number), &self)),
+        }
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        match M::BOOLEANS {
+            true => M::Short::deserialize(value.into_deserializer()).map(Brief::short),
+            false => Err(E::invalid_type(de::Unexpected::Bool(value), &self)),
         }
     }
 
