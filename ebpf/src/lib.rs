@@ -11,10 +11,12 @@
 mod call;
 mod connection;
 mod fact;
+mod gpu;
 mod key;
 mod record;
 
 pub use call::{Call, Histogram};
 pub use connection::{Burst, Connection};
 pub use fact::SocketFact;
+pub use gpu::{Api, Begun, Calls, Cookie, Detail, FUNCTIONS, Frame, Function, function};
 pub use key::{fold_v6, key};
