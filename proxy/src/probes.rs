@@ -4,13 +4,15 @@
 //! What it decides: a probe runs when it was asked for and this kernel lets it. Otherwise it is off, says exactly what
 //! stands in its way ([`Obstacle`]), and everything else runs as if it had never been asked for.
 
+mod cuda;
 pub mod doctor;
 mod kernel;
 mod requests;
 
 use outrigger_config::validated as config;
 
-pub use kernel::Obstacle;
+pub use cuda::{Cuda, Process};
+pub use kernel::{Obstacle, Release};
 pub use requests::{Follower, Span, Timeline, Watch};
 
 use crate::telemetry::{
@@ -23,6 +25,7 @@ use requests::Requests;
 #[derive(Default)]
 pub struct Probes {
     requests: Option<Requests>,
+    cuda: Option<Cuda>,
 }
 
 impl Probes {
@@ -30,8 +33,10 @@ impl Probes {
     #[must_use]
     pub fn start(settings: &config::Probes, metrics: &Metrics, log: &AccessLog) -> Self {
         let requests = settings.requests.then(|| Requests::start(metrics, log));
+        let cuda = settings.cuda.map(|settings| Cuda::start(settings, metrics));
         Probes {
             requests: requests.and_then(|started| told(ProbeName::Requests, metrics, started)),
+            cuda: cuda.and_then(|started| told(ProbeName::Cuda, metrics, started)),
         }
     }
 
@@ -41,10 +46,19 @@ impl Probes {
         Some(self.requests.as_ref()?.follower(backend, endpoint))
     }
 
+    /// What times calls of the GPU's library, if it runs.
+    #[must_use]
+    pub fn cuda(&self) -> Option<&Cuda> {
+        self.cuda.as_ref()
+    }
+
     /// Ends them: waits a moment for the last timelines, and takes the programs out of the kernel.
     pub fn finish(&self) {
         if let Some(requests) = &self.requests {
             requests.finish();
+        }
+        if let Some(cuda) = &self.cuda {
+            cuda.finish();
         }
     }
 }

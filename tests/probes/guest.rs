@@ -10,7 +10,7 @@ use outrigger_tests::sim::{Options, Simulator};
 use crate::{following, is_impossible};
 
 /// The numbers that the kernel gives to what a process holds: programs, maps, links.
-fn held(pid: u32, what: &str) -> Vec<u32> {
+pub(crate) fn held(pid: u32, what: &str) -> Vec<u32> {
     let folder = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("a running process");
     let texts = folder.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
     let mut ids: Vec<u32> = texts
@@ -26,7 +26,7 @@ fn held(pid: u32, what: &str) -> Vec<u32> {
 }
 
 /// Of these programs and maps, those that the kernel still has.
-fn still_there(programs: &[u32], maps: &[u32]) -> usize {
+pub(crate) fn still_there(programs: &[u32], maps: &[u32]) -> usize {
     let all = aya::programs::loaded_programs().filter_map(Result::ok);
     let left = all.filter(|program| programs.contains(&program.id())).count();
     let all = aya::maps::loaded_maps().filter_map(Result::ok);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use outrigger_config::validated as config;
 
-use super::{kernel::Obstacle, requests};
+use super::{cuda, kernel::Obstacle, requests};
 
 /// A probe, as far as it can be judged before it runs.
 struct Probe {
@@ -14,14 +14,26 @@ struct Probe {
     is_wanted: fn(&config::Probes) -> bool,
     /// Loads it and takes it out again.
     attempt: fn() -> Result<(), Obstacle>,
+    /// What it would find here, one line each.
+    found: fn(&config::Probes) -> Vec<String>,
 }
 
-const PROBES: &[Probe] = &[Probe {
-    name: "requests",
-    what: "where each request's time went, at the application's socket",
-    is_wanted: |settings| settings.requests,
-    attempt: requests::attempt,
-}];
+const PROBES: &[Probe] = &[
+    Probe {
+        name: "requests",
+        what: "where each request's time went, at the application's socket",
+        is_wanted: |settings| settings.requests,
+        attempt: requests::attempt,
+        found: |_| Vec::new(),
+    },
+    Probe {
+        name: "cuda",
+        what: "how long calls of the GPU's user-space driver take (CUDA, HIP)",
+        is_wanted: |settings| settings.cuda.is_some(),
+        attempt: cuda::attempt,
+        found: cuda::found,
+    },
+];
 
 /// How it stands with one probe.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +66,10 @@ pub fn examine(settings: &config::Probes) -> (String, bool) {
         let standing = Standing::of(is_wanted, (probe.attempt)());
         is_fine &= !is_wanted || standing == Standing::On;
         text += &told(probe.name, probe.what, &standing);
+        for found in (probe.found)(settings) {
+            // Writing to a text cannot fail.
+            let _ = writeln!(text, "{:<10} found: {found}", "");
+        }
     }
     (text, is_fine)
 }

@@ -87,6 +87,7 @@ struct Inner {
     probes: [Gauge; ProbeName::ALL.len()],
     follow: Arc<FollowMetrics>,
     apps: Handles<2, AppMetrics>,
+    gpu: Handles<0, GpuMetrics>,
 }
 
 impl Metrics {
@@ -114,6 +115,7 @@ impl Metrics {
             probes: Default::default(),
             follow: Arc::default(),
             apps: Handles::default(),
+            gpu: Handles::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -265,6 +267,12 @@ impl Metrics {
         Arc::clone(&self.inner.follow)
     }
 
+    /// The handle of what is seen of the GPU's library.
+    #[must_use]
+    pub fn gpu(&self) -> Arc<GpuMetrics> {
+        self.inner.gpu.get([], |_| GpuMetrics::default())
+    }
+
     /// The handle of what the kernel sees of an endpoint.
     #[must_use]
     pub fn app(&self, backend: &str, endpoint: &str) -> Arc<AppMetrics> {
@@ -314,6 +322,7 @@ impl Collector for Walker {
             self.inner.follow.write(&mut page);
         }
         self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
+        self.inner.gpu.for_each(|gpu, _| gpu.write(&mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {
             self.inner.store.write(&mut page);

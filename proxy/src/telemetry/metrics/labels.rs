@@ -427,6 +427,8 @@ label_values! {
     ProbeName {
         /// Follows requests through the application's sockets.
         Requests "requests",
+        /// Times calls of the GPU's user-space driver.
+        Cuda "cuda",
     }
 }
 

@@ -262,7 +262,8 @@ declare! {
     ProbeRunning GAUGE "probe_running" ["probe"]
         "1 while a probe runs, else 0; `outrigger doctor` says why.";
     ProbeLost COUNTER "probe_lost_total" ["what"]
-        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join.";
+        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join, calls of the GPU's library whose beginning was \
+         gone, long waits for it.";
     AppSocketWait HISTOGRAM "app_socket_wait_seconds" ["backend" "endpoint"]
         "Time that requests lay in the application's socket before it read them, as the kernel saw it.";
     AppFirstByte HISTOGRAM "app_first_byte_seconds" ["backend" "endpoint"]
@@ -271,6 +272,20 @@ declare! {
         "Time from the application's first write of an answer to its last, as the kernel saw it.";
     AppTimelines COUNTER "app_timelines_total" ["backend" "endpoint" "result"]
         "Requests that an endpoint had, by how much of them the kernel saw.";
+    GpuApiCall HISTOGRAM "gpu_api_call_seconds" ["api" "function"]
+        "How long calls of the GPU's user-space driver took, all variants of a function together.";
+    GpuApiBytes COUNTER "gpu_api_bytes_total" ["function"]
+        "Bytes that calls of the GPU's user-space driver copied or allocated, where an argument tells.";
+    GpuApiFailed COUNTER "gpu_api_failed_total" ["function"]
+        "Calls of the GPU's user-space driver that did not return success.";
+    GpuApiLaunches COUNTER "gpu_api_launches_total" ["function"]
+        "Calls of functions that are counted only: kernel launches.";
+    GpuApiRefused GAUGE "gpu_api_refused" ["function"]
+        "1 for a function of which a variant is not timed, for the kernel would have to single-step it.";
+    GpuApiProcesses GAUGE "gpu_api_processes" []
+        "Processes whose calls of the GPU's user-space driver are timed.";
+    GpuApiOldestCall GAUGE "gpu_api_oldest_call_seconds" []
+        "How long the oldest call that has not returned has been under way; 0 when there is none.";
     AccessLogDropped COUNTER "access_log_dropped_total" []
         "Access-log lines lost because they could not be written fast enough, or at all.";
 }
