@@ -11,6 +11,7 @@ mod answers;
 mod backend;
 mod balance;
 mod body;
+mod cuda;
 mod deadline;
 mod ejection;
 mod guard;
@@ -32,6 +33,7 @@ pub use answers::{AnswerStore, AnswerWarmUp, Answers, Fallback, FallbackAnswers}
 pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
 pub use body::{Batch, Compress, Decompress};
+pub use cuda::CudaProbe;
 pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
 pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
@@ -214,6 +216,9 @@ pub struct Probes {
     /// How long calls into the GPU's driver take, and which do not return: true, a mapping, or off. For processes in the
     /// network namespace of the proxy. Default: off.
     pub driver: Switch<Brief<Driver>>,
+    /// How long calls of the GPU's user-space driver take (the CUDA driver API, HIP), in processes of the proxy's network
+    /// namespace: true, or a mapping. Needs CAP_SYS_ADMIN and CAP_SYS_PTRACE, and an x86-64. Default: false.
+    pub cuda: Brief<CudaProbe>,
 }
 
 /// The proxy's own log.
@@ -226,7 +231,13 @@ pub struct Log {
 
 impl Default for Probes {
     fn default() -> Self {
-        Self { requests: false, feedback: false, sockets: false, driver: Switch::Off }
+        Self {
+            requests: false,
+            feedback: false,
+            sockets: false,
+            driver: Switch::Off,
+            cuda: Brief::short(false),
+        }
     }
 }
 

@@ -231,6 +231,8 @@ pub struct Probes {
     pub sockets: bool,
     /// How long calls into the GPU's driver take.
     pub driver: Option<Driver>,
+    /// What the GPU's user-space driver is called for, and for how long.
+    pub cuda: Option<CudaProbe>,
 }
 
 /// How calls into the GPU's driver are timed.
@@ -241,6 +243,15 @@ pub struct Driver {
     /// After how long a call counts as stuck.
     #[serde(serialize_with = "units::duration")]
     pub stuck_after: Duration,
+}
+
+/// How calls of the GPU's user-space driver are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CudaProbe {
+    /// Kernel launches are counted.
+    pub launches: bool,
+    /// Functions that have to be single-stepped are looked at, too.
+    pub single_step: bool,
 }
 
 /// From few words to many.

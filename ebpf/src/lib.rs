@@ -12,6 +12,7 @@ mod call;
 mod connection;
 mod driver;
 mod fact;
+mod gpu;
 mod key;
 mod record;
 
@@ -19,4 +20,5 @@ pub use call::{Call, Histogram};
 pub use connection::{Burst, Connection};
 pub use driver::*;
 pub use fact::SocketFact;
+pub use gpu::{Api, Begun, Calls, Cookie, Detail, FUNCTIONS, Frame, Function, function};
 pub use key::{fold_v6, key};

@@ -2,6 +2,7 @@
 //! that a scrape adds nothing to a request.
 
 mod admission;
+mod probes;
 
 use std::{sync::Arc, time::Instant};
 
@@ -53,6 +54,8 @@ GET  /admission  every limit, queue and rate with its live state
 GET  /canaries   every guarded arm, what its guard knows and has decided
 GET  /answers    how many answers are stored, and how often they were of use
 POST /answers/purge  forget answers: ?route=, model=, key=, tenant=own (whose credentials the request has), all=true
+GET  /probes     what probes look at
+POST /probes/cuda/off, /probes/cuda/on  take the probes out of all processes at once; let them in again
 POST /reload     read the configuration file again
 POST /drain      say not ready from now on
 ";
@@ -140,9 +143,14 @@ impl Admin {
             }
             "/drain" if method == Method::POST => self.drain(),
             "/reload" if method == Method::POST => self.reload(),
-            "/drain" | "/reload" | "/answers/purge" => Page::only("POST"),
+            "/probes" if read => Page::json(StatusCode::OK, &probes::state(&self.proxy.probes)),
+            "/probes/cuda/on" if method == Method::POST => self.switch(true),
+            "/probes/cuda/off" if method == Method::POST => self.switch(false),
+            "/drain" | "/reload" | "/answers/purge" | "/probes/cuda/on" | "/probes/cuda/off" => {
+                Page::only("POST")
+            }
             "/" | "/live" | "/ready" | "/metrics" | "/config" | "/endpoints" | "/admission"
-            | "/canaries" | "/answers" => Page::only("GET, HEAD"),
+            | "/canaries" | "/answers" | "/probes" => Page::only("GET, HEAD"),
             _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
         }
     }
@@ -218,6 +226,13 @@ impl Admin {
             page["redis"] = json!(if is_up { "within a second" } else { "when it is back" });
         }
         Page::json(StatusCode::OK, &page)
+    }
+
+    fn switch(&self, on: bool) -> Page {
+        match probes::switch(&self.proxy.probes, on) {
+            Some(state) => Page::json(StatusCode::OK, &state),
+            None => Page::text(StatusCode::CONFLICT, "the probe does not run; see the log\n"),
+        }
     }
 
     fn reload(&self) -> Page {

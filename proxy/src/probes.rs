@@ -4,6 +4,7 @@
 //! What it decides: a probe runs when it was asked for and this kernel lets it. Otherwise it is off, says exactly what
 //! stands in its way ([`Obstacle`]), and everything else runs as if it had never been asked for.
 
+mod cuda;
 pub mod doctor;
 mod driver;
 mod kernel;
@@ -16,8 +17,9 @@ use std::{net::SocketAddr, sync::Arc};
 
 use outrigger_config::validated as config;
 
+pub use cuda::{Cuda, Process};
 pub use driver::Driver;
-pub use kernel::Obstacle;
+pub use kernel::{Obstacle, Release};
 pub use overlap::{GpuWait, Method};
 pub use requests::{Attendance, Follower, Span, Timeline, Watch};
 pub use sockets::Watched;
@@ -36,6 +38,7 @@ pub struct Probes {
     requests: Option<Requests>,
     sockets: Option<Sockets>,
     driver: Option<Arc<Driver>>,
+    cuda: Option<Arc<Cuda>>,
     /// What is seen has effect.
     feedback: bool,
 }
@@ -47,7 +50,11 @@ impl Probes {
         let driver = settings.driver.as_ref().map(|driver| Driver::start(driver, metrics));
         let driver = driver.and_then(|started| told(ProbeName::Driver, metrics, started));
         let driver = driver.map(Arc::new);
-        let waits = driver.as_ref().map(waits_for_driver);
+        let cuda = settings.cuda.map(|settings| Cuda::start(settings, metrics));
+        let cuda = cuda.and_then(|started| told(ProbeName::Cuda, metrics, started)).map(Arc::new);
+        // Who waits for the GPU in its library waits for all that it does; the driver is called for little of it.
+        let waits = cuda.as_ref().map(waits_for_cuda);
+        let waits = waits.or_else(|| driver.as_ref().map(waits_for_driver));
         let requests =
             settings.requests.then(|| Requests::start(metrics, log, waits, settings.feedback));
         let sockets = settings.sockets.then(|| Sockets::start(metrics));
@@ -55,6 +62,7 @@ impl Probes {
             requests: requests.and_then(|started| told(ProbeName::Requests, metrics, started)),
             sockets: sockets.and_then(|started| told(ProbeName::Sockets, metrics, started)),
             driver,
+            cuda,
             feedback: settings.feedback,
         }
     }
@@ -84,6 +92,12 @@ impl Probes {
         Some(format!("a call into the GPU's driver has not returned for {} s", stuck.as_secs()))
     }
 
+    /// What times calls of the GPU's library, if it runs.
+    #[must_use]
+    pub fn cuda(&self) -> Option<&Cuda> {
+        self.cuda.as_deref()
+    }
+
     /// Ends them: waits a moment for the last timelines, and takes the programs out of the kernel.
     pub fn finish(&self) {
         if let Some(requests) = &self.requests {
@@ -95,7 +109,15 @@ impl Probes {
         if let Some(driver) = &self.driver {
             driver.finish();
         }
+        if let Some(cuda) = &self.cuda {
+            cuda.finish();
+        }
     }
+}
+
+fn waits_for_cuda(cuda: &Arc<Cuda>) -> Waits {
+    let cuda = Arc::clone(cuda);
+    Waits::new(Method::Api, Box::new(move |since| cuda.waits(since, u64::MAX)))
 }
 
 fn waits_for_driver(driver: &Arc<Driver>) -> Waits {

@@ -246,10 +246,12 @@ async fn a_request_is_told_how_long_the_driver_was_waited_for() {
     }
     let millis = |line: &Value, field: &str| line[field].as_f64().unwrap_or(f64::NAN);
     for line in proxy.await_access(20).await {
-        let (waited, worked) =
-            (millis(&line, "gpu_wait_ms"), millis(&line, "app_first_byte_ms"));
+        let (waited, worked) = (millis(&line, "gpu_wait_ms"), millis(&line, "app_first_byte_ms"));
         assert!(waited >= 5.0 && waited <= worked, "{line:#}");
-        assert_eq!((&line["gpu_wait_among"], &line["gpu_wait_method"]), (&1.into(), &"driver".into()));
+        assert_eq!(
+            (&line["gpu_wait_among"], &line["gpu_wait_method"]),
+            (&1.into(), &"driver".into())
+        );
     }
     let report = Load::of(40).at_once(4).run(proxy.address(), |_| Call::get("/")).await;
     assert_eq!(report.ok(), 40);

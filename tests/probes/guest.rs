@@ -27,7 +27,7 @@ pub(crate) fn held(pid: u32, what: &str) -> Vec<u32> {
 }
 
 /// Of these programs and maps, those that the kernel still has.
-fn still_there(programs: &[u32], maps: &[u32]) -> usize {
+pub(crate) fn still_there(programs: &[u32], maps: &[u32]) -> usize {
     let all = aya::programs::loaded_programs().filter_map(Result::ok);
     let left = all.filter(|program| programs.contains(&program.id())).count();
     let all = aya::maps::loaded_maps().filter_map(Result::ok);

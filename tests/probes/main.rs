@@ -3,6 +3,7 @@
 //! Where one cannot run (no privilege, or a binary without the programs) its tests say so and do nothing; with
 //! `OUTRIGGER_PROBES_REQUIRED` in the environment that is a failure.
 
+mod cuda;
 mod driver;
 mod guest;
 mod requests;
@@ -23,9 +24,14 @@ fn is_impossible(probe: &str) -> bool {
     if !line.contains("impossible") {
         return false;
     }
-    assert!(std::env::var_os("OUTRIGGER_PROBES_REQUIRED").is_none(), "no probes here: {line}");
-    let _ = writeln!(std::io::stderr(), "NOT TESTED, the probe cannot run here: {line}");
+    not_tested(&format!("the probe cannot run here: {line}"));
     true
+}
+
+/// Says that something is missing, or fails where nothing may be.
+fn not_tested(why: &str) {
+    assert!(std::env::var_os("OUTRIGGER_PROBES_REQUIRED").is_none(), "NOT TESTED: {why}");
+    let _ = writeln!(std::io::stderr(), "NOT TESTED, {why}");
 }
 
 fn following(server: SocketAddr) -> String {

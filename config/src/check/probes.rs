@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use super::Checker;
 use crate::read::tree::Node;
 use crate::schema::{self, Brief, File, Switch};
-use crate::validated::{Driver, Probes};
+use crate::validated::{CudaProbe, Driver, Probes};
 
 /// Places of the kernel's map of devices are shared with the drivers that are known.
 const DEVICES_MOST: usize = 64;
 
 impl Checker<'_> {
     pub(super) fn probes(&mut self, node: &Node, file: &File) -> Probes {
-        let schema::Probes { requests, feedback, sockets, ref driver } = file.probes;
+        let schema::Probes { requests, feedback, sockets, ref driver, ref cuda } = file.probes;
         let driver = match driver {
             Switch::On(Brief(driver)) => Some(self.driver(node.at("driver"), driver)),
             Switch::Off => None,
@@ -21,7 +21,9 @@ impl Checker<'_> {
             let help = "set `requests: true` or `driver: true` as well".to_owned();
             self.wrong(node.at("feedback"), "needs a probe to feed on", Some(help));
         }
-        Probes { requests, feedback, sockets, driver }
+        let schema::CudaProbe { enabled, launches, single_step } = cuda.0;
+        let cuda = enabled.then_some(CudaProbe { launches, single_step });
+        Probes { requests, feedback, sockets, driver, cuda }
     }
 
     fn driver(&mut self, node: &Node, driver: &schema::Driver) -> Driver {

@@ -29,7 +29,7 @@ impl Default for Driver {
 impl Abbreviated for Driver {
     type Short = bool;
     const FORMS: &'static str = "true, a mapping";
-    const TRUE: bool = true;
+    const BOOLEANS: bool = true;
 
     fn from_short(_: bool) -> Self {
         Self::default()

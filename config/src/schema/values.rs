@@ -89,8 +89,8 @@ pub trait Abbreviated {
     const FORMS: &'static str;
     /// Whether a number is such a value.
     const NUMBERS: bool = false;
-    /// Whether `true` is such a value.
-    const TRUE: bool = false;
+    /// Whether true and false are such values.
+    const BOOLEANS: bool = false;
 
     /// What the value alone means.
     fn from_short(short: Self::Short) -> Self;
@@ -419,17 +419,17 @@ where
         M::Short::deserialize(text.into_deserializer()).map(Brief::short)
     }
 
-    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
-        match M::TRUE {
-            true => M::Short::deserialize(value.into_deserializer()).map(Brief::short),
-            false => Err(E::invalid_type(de::Unexpected::Bool(value), &self)),
-        }
-    }
-
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
         match M::NUMBERS {
             true => M::Short::deserialize(number.into_deserializer()).map(Brief::short),
             false => Err(E::invalid_type(de::Unexpected::Unsigned(number), &self)),
+        }
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        match M::BOOLEANS {
+            true => M::Short::deserialize(value.into_deserializer()).map(Brief::short),
+            false => Err(E::invalid_type(de::Unexpected::Bool(value), &self)),
         }
     }
 

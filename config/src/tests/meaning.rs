@@ -12,8 +12,9 @@ use serde_json::json;
 
 use crate::pattern::{Glob, HostPattern, PathPattern};
 use crate::validated::{
-    Action, Arm, Balance, Bound, Endpoint, HeaderEdits, HealthCheck, Host, Locality, LogField,
-    LogFormat, LogPath, PathRewrite, Place, Protocol, RetryReason, Signals, StatusRange, Sticky,
+    Action, Arm, Balance, Bound, CudaProbe, Endpoint, HeaderEdits, HealthCheck, Host, Locality,
+    LogField, LogFormat, LogPath, PathRewrite, Place, Protocol, RetryReason, Signals, StatusRange,
+    Sticky,
 };
 use crate::{Config, EXAMPLE, changed_restart_settings, from_upstreams, parse};
 
@@ -256,6 +257,17 @@ fn what_a_reload_cannot_change_is_named() {
         changed_restart_settings(&old, &new),
         ["listeners", "admin.address", "runtime.threads", "probes", "runtime.upgrade_socket"]
     );
+}
+
+#[test]
+fn the_probe_of_the_gpus_library_is_a_word_or_a_mapping() {
+    let cuda = |text: &str| read(&format!("{SMALL}probes: {{ cuda: {text} }}")).probes.cuda;
+    let plain = Some(CudaProbe { launches: false, single_step: false });
+    assert_eq!(read(SMALL).probes.cuda, None);
+    assert_eq!([cuda("true"), cuda("{}"), cuda("{ enabled: true }")], [plain; 3]);
+    assert_eq!([cuda("false"), cuda("{ enabled: false, launches: true }")], [None; 2]);
+    let launches = CudaProbe { launches: true, single_step: false };
+    assert_eq!(cuda("{ launches: true }"), Some(launches));
 }
 
 #[test]

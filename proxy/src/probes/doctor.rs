@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use outrigger_config::validated as config;
 
-use super::{driver, kernel::Obstacle, requests, sockets};
+use super::{cuda, driver, kernel::Obstacle, requests, sockets};
 
 /// A probe, as far as it can be judged before it runs.
 struct Probe {
@@ -14,6 +14,8 @@ struct Probe {
     is_wanted: fn(&config::Probes) -> bool,
     /// Loads it and takes it out again; what there is to say of how it would run.
     attempt: fn() -> Result<String, Obstacle>,
+    /// What it would find here, one line each.
+    found: fn(&config::Probes) -> Vec<String>,
 }
 
 const PROBES: &[Probe] = &[
@@ -22,18 +24,28 @@ const PROBES: &[Probe] = &[
         what: "where each request's time went, at the application's socket",
         is_wanted: |settings| settings.requests,
         attempt: || requests::attempt().map(|()| String::new()),
+        found: |_| Vec::new(),
     },
     Probe {
         name: "driver",
         what: "how long calls into the GPU's driver take",
         is_wanted: |settings| settings.driver.is_some(),
         attempt: driver::attempt,
+        found: |_| Vec::new(),
     },
     Probe {
         name: "sockets",
         what: "round trips and queues of endpoints once a second, and their processes if they may be seen",
         is_wanted: |settings| settings.sockets,
         attempt: || sockets::attempt().map(|()| String::new()),
+        found: |_| Vec::new(),
+    },
+    Probe {
+        name: "cuda",
+        what: "how long calls of the GPU's user-space driver take (CUDA, HIP)",
+        is_wanted: |settings| settings.cuda.is_some(),
+        attempt: || cuda::attempt().map(|()| String::new()),
+        found: cuda::found,
     },
 ];
 
@@ -68,6 +80,10 @@ pub fn examine(settings: &config::Probes) -> (String, bool) {
         let standing = Standing::of(is_wanted, (probe.attempt)());
         is_fine &= !is_wanted || matches!(standing, Standing::On(_));
         text += &told(probe.name, probe.what, &standing);
+        for found in (probe.found)(settings) {
+            // Writing to a text cannot fail.
+            let _ = writeln!(text, "{:<10} found: {found}", "");
+        }
     }
     (text, is_fine)
 }

@@ -4,7 +4,10 @@ mod btf;
 mod facts;
 mod load;
 mod obstacle;
+mod user;
 
 pub(super) use facts::{Kernel, own_namespace, own_pids};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;
+pub use user::Release;
+pub(super) use user::{UserLink, UserPoint, may_probe_user};

@@ -90,6 +90,7 @@ struct Inner {
     apps: Handles<2, AppMetrics>,
     namespace: Arc<NamespaceMetrics>,
     sockets: Handles<2, SocketMetrics>,
+    gpu: Handles<0, GpuMetrics>,
 }
 
 impl Metrics {
@@ -120,6 +121,7 @@ impl Metrics {
             apps: Handles::default(),
             namespace: Arc::default(),
             sockets: Handles::default(),
+            gpu: Handles::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -278,6 +280,12 @@ impl Metrics {
         Arc::clone(&self.inner.driver)
     }
 
+    /// The handle of what is seen of the GPU's library.
+    #[must_use]
+    pub fn gpu(&self) -> Arc<GpuMetrics> {
+        self.inner.gpu.get([], |_| GpuMetrics::default())
+    }
+
     /// The handle of what the kernel sees of an endpoint.
     #[must_use]
     pub fn app(&self, backend: &str, endpoint: &str) -> Arc<AppMetrics> {
@@ -346,6 +354,7 @@ impl Collector for Walker {
             self.inner.namespace.write(&mut page);
         }
         self.inner.sockets.for_each(|sockets, labels| sockets.write(labels, &mut page));
+        self.inner.gpu.for_each(|gpu, _| gpu.write(&mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {
             self.inner.store.write(&mut page);

@@ -6,11 +6,14 @@ use std::io;
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Map, MapError},
-    programs::{BtfTracePoint, ProgramError, TracePoint},
+    programs::{BtfTracePoint, ProgramError, TracePoint, UProbe},
     sys::SyscallError,
 };
 
-use super::obstacle::{Obstacle, Rights, explain};
+use super::{
+    obstacle::{Obstacle, Rights, explain},
+    user::{UserLink, UserPoint},
+};
 
 /// The programs of one family in the kernel.
 pub(in crate::probes) struct Programs {
@@ -68,6 +71,33 @@ impl Programs {
         attached.map_err(|error| obstacle_of(&error))
     }
 
+    /// Loads a program that is to hang in user space.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub(in crate::probes) fn load_user(&mut self, name: &str) -> Result<(), Obstacle> {
+        let loaded = self.user(name).and_then(|program| Ok(program.load()?));
+        loaded.map_err(|error| obstacle_of(&error))
+    }
+
+    /// Hangs a program that was loaded into a process.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub(in crate::probes) fn attach_user(
+        &mut self,
+        name: &str,
+        point: &UserPoint<'_>,
+    ) -> Result<UserLink, Obstacle> {
+        let link = self.user(name).and_then(|program| Ok(point.attach(program)?));
+        link.map_err(|error| obstacle_of(&error))
+    }
+
+    fn user(&mut self, name: &str) -> Result<&mut UProbe, EbpfError> {
+        let program = self.loaded.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+        Ok(program.try_into()?)
+    }
+
     /// A map of the programs, taken out.
     ///
     /// # Errors
@@ -113,9 +143,18 @@ fn attach_typed(
 /// What an error of aya says, judged by what we may do.
 fn obstacle_of(error: &EbpfError) -> Obstacle {
     match io_error(error) {
+        // The verifier says "not permitted", too, but also why.
+        _ if has_verdict(error) => refused(error),
         Some(error) if error.kind() == io::ErrorKind::PermissionDenied => explain(&Rights::own()),
         _ => refused(error),
     }
+}
+
+fn has_verdict(error: &EbpfError) -> bool {
+    let EbpfError::ProgramError(ProgramError::LoadError { verifier_log, .. }) = error else {
+        return false;
+    };
+    !verifier_log.to_string().trim().is_empty()
 }
 
 /// The error of the system call at the bottom of the chain.

@@ -5,7 +5,10 @@
 
 use std::{fmt, fs, io};
 
-/// Bits of CAP_SYS_ADMIN, CAP_PERFMON and CAP_BPF, as the kernel counts capabilities.
+use super::user::Release;
+
+/// Bits of capabilities, as the kernel counts them.
+const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
@@ -28,6 +31,14 @@ pub enum Obstacle {
     NoNamespace,
     /// These capabilities are missing.
     Capabilities(Vec<&'static str>),
+    /// These capabilities are missing, which probes in user space need.
+    UserCapabilities(Vec<&'static str>),
+    /// Probes in user space are not done on such a processor.
+    Architecture(&'static str),
+    /// The kernel does not tell a program where in user space it hangs.
+    NoCookies(Release),
+    /// The kernel would have applications ended that run under a filter of system calls.
+    ReturnProbes(Release),
     /// The capabilities are there, but a filter of system calls is too.
     Seccomp,
     /// The capabilities are there and nothing is filtered, but the kernel is locked down, or something else forbids it.
@@ -63,7 +74,16 @@ impl fmt::Display for Obstacle {
             Self::NoTracepoint(name) => write!(f, "the kernel has no tracepoint `{name}`"),
             Self::NoField { field } => write!(f, "the kernel has no field `{field}`"),
             Self::NoNamespace => write!(f, "/proc/self/ns/net cannot be read"),
-            Self::Capabilities(missing) => {
+            Self::Architecture(name) => write!(f, "not done on {name}, only on x86_64"),
+            Self::NoCookies(release) => {
+                write!(f, "Linux {release} does not tell a probe in user space where it hangs")
+            }
+            Self::ReturnProbes(release) => write!(
+                f,
+                "Linux {release} kills applications under a seccomp filter, as all containers are, when a function returns \
+                 that has a probe"
+            ),
+            Self::Capabilities(missing) | Self::UserCapabilities(missing) => {
                 write!(f, "not permitted without {}", missing.join(" and "))
             }
             Self::Seccomp => write!(f, "not permitted: a seccomp filter forbids bpf()"),
@@ -104,6 +124,13 @@ impl Obstacle {
             Self::Capabilities(_) => {
                 "run as root, or add the capabilities BPF and PERFMON (securityContext.capabilities.add)"
             }
+            Self::UserCapabilities(_) => {
+                "run as root, or add the capabilities SYS_ADMIN (uprobes are perf events) and SYS_PTRACE (/proc/PID/root) \
+                 (securityContext.capabilities.add), and shareProcessNamespace: true to the pod"
+            }
+            Self::Architecture(_) => "where the arguments of a call are was not tried there",
+            Self::NoCookies(_) => "needs Linux 5.15 or newer",
+            Self::ReturnProbes(_) => "needs Linux 6.10 or older, or 6.14 or newer",
             Self::Seccomp => {
                 "allow bpf() in the seccomp profile (RuntimeDefault allows it with CAP_BPF from containerd 1.6 and \
                  Docker 23 on)"
@@ -139,7 +166,7 @@ impl Rights {
         Self::read(&status, lockdown.as_deref())
     }
 
-    fn read(status: &str, lockdown: Option<&str>) -> Self {
+    pub(super) fn read(status: &str, lockdown: Option<&str>) -> Self {
         let value = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             Some(line.trim_start_matches(':').trim())
@@ -154,16 +181,21 @@ impl Rights {
         }
     }
 
+    /// What is missing for probes in user space.
+    pub(super) fn missing_for_user(&self) -> Vec<&'static str> {
+        self.without(&[(SYS_ADMIN, "CAP_SYS_ADMIN"), (SYS_PTRACE, "CAP_SYS_PTRACE")])
+    }
+
+    fn without(&self, wanted: &[(u64, &'static str)]) -> Vec<&'static str> {
+        let missing = wanted.iter().filter(|(bit, _)| self.capabilities & bit == 0);
+        missing.map(|(_, name)| *name).collect()
+    }
+
     fn missing(&self) -> Vec<&'static str> {
         if self.capabilities & SYS_ADMIN != 0 {
             return Vec::new();
         }
-        let wanted = [(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")];
-        wanted
-            .iter()
-            .filter(|(bit, _)| self.capabilities & bit == 0)
-            .map(|(_, name)| *name)
-            .collect()
+        self.without(&[(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")])
     }
 }
 

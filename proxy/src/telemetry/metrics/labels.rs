@@ -431,6 +431,8 @@ label_values! {
         Sockets "sockets",
         /// Times calls into the GPU's driver.
         Driver "driver",
+        /// Times calls of the GPU's user-space driver.
+        Cuda "cuda",
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the kernel sees of the applications behind endpoints.
 
-use std::sync::OnceLock;
+use std::{collections::BTreeSet, sync::OnceLock};
+
+use outrigger_probes::{Calls, Detail, FUNCTIONS};
 
 use super::*;
 use outrigger_probes::DriverLoss;
@@ -227,10 +229,89 @@ impl DriverMetrics {
     }
 }
 
+/// What is seen of calls of the GPU's user-space driver.
+#[derive(Debug, Default)]
+pub struct GpuMetrics {
+    /// Processes that are watched.
+    pub processes: Gauge,
+    /// How long the oldest call has been under way, in seconds.
+    pub oldest_call: Level,
+    /// Calls whose beginning was not there any more.
+    pub lost_calls: Counter,
+    /// Waits that the kernel had no room for.
+    pub lost_waits: Counter,
+    seen: Mutex<SeenFunctions>,
+}
+
+/// What is known of each function that was found, by its number.
+#[derive(Debug, Default)]
+struct SeenFunctions {
+    /// Those that probes were put into.
+    calls: BTreeMap<usize, Calls>,
+    /// Those of which a variant was refused.
+    refused: BTreeSet<usize>,
+}
+
+impl GpuMetrics {
+    fn seen(&self) -> MutexGuard<'_, SeenFunctions> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Probes were put into these functions.
+    pub fn attached(&self, functions: impl Iterator<Item = usize>) {
+        let mut seen = self.seen();
+        for function in functions {
+            seen.calls.entry(function).or_default();
+        }
+    }
+
+    /// And into these they were not.
+    pub fn refused(&self, functions: impl Iterator<Item = usize>) {
+        self.seen().refused.extend(functions);
+    }
+
+    /// Reads what the kernel has counted of each function that has probes; what cannot be read stays as it was.
+    pub fn update(&self, read: impl Fn(usize) -> Option<Calls>) {
+        for (function, calls) in &mut self.seen().calls {
+            if let Some(now) = read(*function) {
+                *calls = now;
+            }
+        }
+    }
+
+    pub(super) fn write(&self, page: &mut Page) {
+        page.gauge(Id::GpuApiProcesses, &[], &self.processes);
+        page.level(Id::GpuApiOldestCall, &[], self.oldest_call.get().unwrap_or(0.0));
+        page.counter(Id::ProbeLost, &["gpu_calls"], self.lost_calls.get());
+        page.counter(Id::ProbeLost, &["gpu_waits"], self.lost_waits.get());
+        let SeenFunctions { calls, refused } = &*self.seen();
+        for (function, calls) in calls {
+            write_calls(*function, calls, page);
+        }
+        for function in refused {
+            page.constant(Id::GpuApiRefused, &[FUNCTIONS[*function].name]);
+        }
+    }
+}
+
 fn loss(what: DriverLoss) -> &'static str {
     match what {
         DriverLoss::Counts => "driver_counts",
         DriverLoss::Flights => "driver_flights",
         DriverLoss::Calls => "driver_calls",
+    }
+}
+
+fn write_calls(function: usize, calls: &Calls, page: &mut Page) {
+    let function = FUNCTIONS[function];
+    let name = [function.name];
+    if function.detail == Detail::Counted {
+        page.counter(Id::GpuApiLaunches, &name, calls.times.count);
+        return;
+    }
+    page.kernel_histogram(Id::GpuApiCall, &[function.api.as_str(), function.name], &calls.times);
+    page.counter(Id::GpuApiFailed, &name, calls.failed);
+    if function.bytes > 0 {
+        page.counter(Id::GpuApiBytes, &name, calls.bytes);
     }
 }

@@ -264,7 +264,7 @@ declare! {
     ProbeRunning GAUGE "probe_running" ["probe"]
         "1 while a probe runs, else 0; `outrigger doctor` says why.";
     ProbeLost COUNTER "probe_lost_total" ["what"]
-        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join, calls into the driver; rounds without an answer.";
+        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join, calls into the driver or of its library; rounds without an answer.";
     UpstreamRtt GAUGE "upstream_tcp_rtt_seconds" ["backend" "endpoint"]
         "Smoothed round-trip time of the connections to an endpoint now, their mean.";
     UpstreamMinRtt GAUGE "upstream_tcp_min_rtt_seconds" ["backend" "endpoint"]
@@ -315,6 +315,20 @@ declare! {
         "Calls into the GPU's driver that have been under way for longer than `probes.driver.stuck_after`.";
     Xid COUNTER "gpu_xid_total" ["xid"]
         "Errors that NVIDIA's driver reported in the kernel's log, of any GPU of the machine.";
+    GpuApiCall HISTOGRAM "gpu_api_call_seconds" ["api" "function"]
+        "How long calls of the GPU's user-space driver took, all variants of a function together.";
+    GpuApiBytes COUNTER "gpu_api_bytes_total" ["function"]
+        "Bytes that calls of the GPU's user-space driver copied or allocated, where an argument tells.";
+    GpuApiFailed COUNTER "gpu_api_failed_total" ["function"]
+        "Calls of the GPU's user-space driver that did not return success.";
+    GpuApiLaunches COUNTER "gpu_api_launches_total" ["function"]
+        "Calls of functions that are counted only: kernel launches.";
+    GpuApiRefused GAUGE "gpu_api_refused" ["function"]
+        "1 for a function of which a variant is not timed, for the kernel would have to single-step it.";
+    GpuApiProcesses GAUGE "gpu_api_processes" []
+        "Processes whose calls of the GPU's user-space driver are timed.";
+    GpuApiOldestCall GAUGE "gpu_api_oldest_call_seconds" []
+        "How long the oldest call that has not returned has been under way; 0 when there is none.";
     AccessLogDropped COUNTER "access_log_dropped_total" []
         "Access-log lines lost because they could not be written fast enough, or at all.";
 }

@@ -1,5 +1,7 @@
 use std::collections::HashSet;
 
+use outrigger_probes::{Api, Calls, function};
+
 use super::*;
 use crate::probes::{GpuWait, Method};
 
@@ -70,6 +72,16 @@ fn busy() -> Metrics {
     [rtt, min_rtt].into_iter().chain(unread).chain(queues).for_each(|level| level.set(2.0));
     sockets.processes_ran(1_500_000_000, 250_000_000);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
+    let number = |name| function(Api::Cuda, name).expect("of the table");
+    let (copy, launch) = (number("cuMemcpyDtoH_v2"), number("cuLaunchKernel"));
+    metrics.gpu().attached([copy, launch].into_iter());
+    metrics.gpu().refused([number("cuMemFree")].into_iter());
+    metrics.gpu().update(|function| {
+        let mut calls = Calls::default();
+        calls.observe(1_500_000_000, 4096, 0);
+        calls.observe(500_000_000, 1, 2);
+        (function == copy).then_some(calls)
+    });
     metrics
 }
 
@@ -112,6 +124,11 @@ fn what_is_counted_is_shown() {
         ("outrigger_connections_total", "0.0.0.0:8800", 1.0),
         ("outrigger_app_cpu_seconds_total", "stable/127.0.0.1:1", 1.5),
         ("outrigger_app_runnable_seconds_total", "stable/127.0.0.1:1", 0.25),
+        ("outrigger_gpu_api_call_seconds", "cuda/cuMemcpyDtoH", 2.0),
+        ("outrigger_gpu_api_bytes_total", "cuMemcpyDtoH", 4096.0),
+        ("outrigger_gpu_api_failed_total", "cuMemcpyDtoH", 1.0),
+        ("outrigger_gpu_api_launches_total", "cuLaunchKernel", 0.0),
+        ("outrigger_gpu_api_refused", "cuMemFree", 1.0),
     ] {
         assert_eq!(sample(&metrics, name, labels), Some(value), "{name} {labels}");
     }
