@@ -57,6 +57,11 @@ fn busy() -> Metrics {
     metrics.store().warmed_up(WarmedUp::Answered);
     metrics.gate(Scope::Route, "chat").rejected(Rejection::Shed);
     metrics.probe(ProbeName::Requests).set(1);
+    metrics.probe(ProbeName::Driver).set(1);
+    let call = outrigger_probes::Histogram { count: 1, ..Default::default() };
+    let labels = ["nvidia0", "NV_ESC_RM_ALLOC"].map(str::to_owned);
+    metrics.driver().calls(BTreeMap::from([(labels, call)]));
+    metrics.driver().xid(79);
     metrics.app("stable", "127.0.0.1:1").timeline(TimelineResult::Complete);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
     metrics
@@ -99,6 +104,7 @@ fn what_is_counted_is_shown() {
         ("outrigger_endpoint_requests_total", "stable/127.0.0.1:1/connect_failed", 1.0),
         ("outrigger_upstream_connections_total", "stable/reused", 1.0),
         ("outrigger_connections_total", "0.0.0.0:8800", 1.0),
+        ("outrigger_gpu_xid_total", "79", 1.0),
     ] {
         assert_eq!(sample(&metrics, name, labels), Some(value), "{name} {labels}");
     }
