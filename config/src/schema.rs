@@ -11,7 +11,6 @@ mod answers;
 mod backend;
 mod balance;
 mod body;
-mod cuda;
 mod deadline;
 mod ejection;
 mod guard;
@@ -33,12 +32,11 @@ pub use answers::{AnswerStore, AnswerWarmUp, Answers, Fallback, FallbackAnswers}
 pub use backend::{Backend, Health, SlowStart, WarmUp, WarmUpRequest};
 pub use balance::{Agent, Balance, Key, Locality, Scrape, Signals};
 pub use body::{Batch, Compress, Decompress};
-pub use cuda::CudaProbe;
 pub use deadline::{Adaptive, Bound, Deadline, Learning, Level, Levels};
 pub use ejection::{Breaker, Ejection, Latency, Stall, SuccessRate};
 pub use guard::{Guard, Mirror, Steps};
 pub use hedge::Hedge;
-pub use probes::Driver;
+pub use probes::{CudaProbe, Driver};
 pub use redis::Redis;
 pub use route::{
     Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,

@@ -25,7 +25,7 @@ CLONE_NEWNET = 0x40000000
 
 # Opcodes of the protocol (the kernel's fuse.h).
 FORGET, GETATTR, OPEN, RELEASE, FLUSH, INIT, INTERRUPT, IOCTL, BATCH_FORGET = 2, 3, 14, 18, 25, 26, 36, 39, 42
-ENOSYS = 38
+EINTR, ENOSYS = 4, 38
 
 # For ever, and for less than that, in seconds, by the number of the command.
 HANGS = 0x4E
@@ -82,6 +82,10 @@ class Server:
             self.answer(unique)
         elif opcode == IOCTL:
             self.call(unique, request[40:])
+        elif opcode == INTERRUPT and self.held:
+            # Whoever is killed in a call ends when the call does.
+            self.answer(self.held[0], error=EINTR)
+            self.held = None
         elif opcode not in (FORGET, INTERRUPT, BATCH_FORGET):
             self.answer(unique, error=ENOSYS)
 

@@ -71,6 +71,11 @@ fn busy() -> Metrics {
     let queues = [&sockets.unacked, &sockets.accept_queue, &sockets.accept_limit];
     [rtt, min_rtt].into_iter().chain(unread).chain(queues).for_each(|level| level.set(2.0));
     sockets.processes_ran(1_500_000_000, 250_000_000);
+    metrics.probe(ProbeName::Driver).set(1);
+    let call = outrigger_probes::Histogram { count: 1, ..Default::default() };
+    let labels = ["nvidia0", "NV_ESC_RM_ALLOC"].map(str::to_owned);
+    metrics.driver().calls(BTreeMap::from([(labels, call)]));
+    metrics.driver().xid(79);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
     let number = |name| function(Api::Cuda, name).expect("of the table");
     let (copy, launch) = (number("cuMemcpyDtoH_v2"), number("cuLaunchKernel"));
@@ -129,6 +134,7 @@ fn what_is_counted_is_shown() {
         ("outrigger_gpu_api_failed_total", "cuMemcpyDtoH", 1.0),
         ("outrigger_gpu_api_launches_total", "cuLaunchKernel", 0.0),
         ("outrigger_gpu_api_refused", "cuMemFree", 1.0),
+        ("outrigger_gpu_xid_total", "79", 1.0),
     ] {
         assert_eq!(sample(&metrics, name, labels), Some(value), "{name} {labels}");
     }
