@@ -56,23 +56,35 @@ async fn a_proxy_that_is_killed_leaves_nothing_in_the_kernel() {
     }
 }
 
+/// A probe, and what stands in its way.
+type Stands = (&'static str, Option<&'static str>);
+
 const BOTH: Option<&str> = Some("not permitted without CAP_BPF and CAP_PERFMON");
 const PERFMON: Option<&str> = Some("not permitted without CAP_PERFMON");
 const BPF: Option<&str> = Some("not permitted without CAP_BPF");
+const ADMIN: Option<&str> = Some("not permitted without CAP_SYS_ADMIN");
+const PTRACE: Option<&str> = Some("not permitted without CAP_SYS_PTRACE");
 
 /// Which capabilities are kept (of those that matter here), and what then stands in the way of each probe; `None` for
 /// nothing. The table of PROBES.md.
-const MATRIX: &[(&[&str], &[(&str, Option<&str>)])] = &[
-    (&[], &[("requests", BOTH), ("driver", BOTH), ("sockets", None)]),
-    (&["bpf"], &[("requests", PERFMON), ("driver", PERFMON), ("sockets", None)]),
-    (&["perfmon"], &[("requests", BPF), ("driver", BPF), ("sockets", None)]),
-    (&["bpf", "perfmon"], &[("requests", None), ("driver", None), ("sockets", None)]),
-    (&["sys_admin"], &[("requests", None), ("driver", None), ("sockets", None)]),
+const MATRIX: &[(&[&str], &[Stands])] = &[
+    (&[], &[("requests", BOTH), ("driver", BOTH), ("sockets", None), ("cuda", ADMIN)]),
+    (&["bpf"], &[("requests", PERFMON), ("driver", PERFMON), ("sockets", None), ("cuda", ADMIN)]),
+    (&["perfmon"], &[("requests", BPF), ("driver", BPF), ("sockets", None), ("cuda", ADMIN)]),
+    (
+        &["bpf", "perfmon", "sys_ptrace"],
+        &[("requests", None), ("driver", None), ("sockets", None), ("cuda", ADMIN)],
+    ),
+    (&["sys_admin"], &[("requests", None), ("driver", None), ("sockets", None), ("cuda", PTRACE)]),
+    (
+        &["sys_admin", "sys_ptrace"],
+        &[("requests", None), ("driver", None), ("sockets", None), ("cuda", None)],
+    ),
 ];
 
 /// The capabilities that decide, by their numbers: older tools do not know the newer names.
-const DECIDING: [(&str, &str); 3] =
-    [("sys_admin", "cap_21"), ("perfmon", "cap_38"), ("bpf", "cap_39")];
+const DECIDING: [(&str, &str); 4] =
+    [("sys_ptrace", "cap_19"), ("sys_admin", "cap_21"), ("perfmon", "cap_38"), ("bpf", "cap_39")];
 
 /// What `setpriv` is told so that of the deciding capabilities only these are left.
 fn only(kept: &[&str]) -> String {
