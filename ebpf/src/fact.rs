@@ -25,10 +25,12 @@ pub enum SocketFact {
     BytesReceived,
     /// `tcp_sock.write_seq`: the sequence number after the last byte that was written.
     WriteSequence,
-    /// `sk_buff.len`: bytes of the segment with its TCP header.
-    SegmentLength,
-    /// `sk_buff.data`: where its TCP header is.
-    SegmentData,
+    /// `tcp_skb_cb.seq` in `sk_buff.cb`: the sequence number of the segment's first byte.
+    SegmentStart,
+    /// `tcp_skb_cb.end_seq` in `sk_buff.cb`: the one after its last.
+    SegmentEnd,
+    /// `tcp_skb_cb.tcp_flags` in `sk_buff.cb`.
+    SegmentFlags,
     /// No offset but the number of the proxy's network namespace.
     OwnNamespace,
     /// No offset but the device that the proxy's PID namespace is a file of.

@@ -25,10 +25,10 @@ use aya_ebpf::{
     bindings::{BPF_RB_NO_WAKEUP, bpf_pidns_info},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns,
-        bpf_probe_read_kernel,
+        bpf_probe_read_kernel, bpf_skc_to_tcp_sock,
     },
     macros::{btf_tracepoint, map},
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
     programs::BtfTracePointContext,
 };
 use outrigger_probes::{Burst, Connection, SocketFact, fold_v6, key};
@@ -42,6 +42,9 @@ const RING_BYTES: u32 = 1 << 20;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
+/// The segment ends the stream.
+const FIN: u8 = 1;
+
 /// Nothing was taken out of the socket by such a read.
 const MSG_PEEK: i32 = 2;
 
@@ -52,6 +55,10 @@ static FACTS: [u32; SocketFact::COUNT] = [0; SocketFact::COUNT];
 /// The connections that are followed, by [`key`].
 #[map]
 static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(CONNECTIONS_MOST, 0);
+
+/// Ports that endpoints have, one bit each: whoever has another is not looked at further.
+#[map]
+static PORTS: Array<u64> = Array::with_max_entries(1024, 0);
 
 /// Bursts that have ended.
 #[map]
@@ -86,8 +93,9 @@ fn arrived(ctx: BtfTracePointContext) -> i32 {
     if !has_data(ctx.arg(1)) {
         return 0;
     }
-    let Some(offset) = socket.read(SocketFact::BytesReceived) else { return 0 };
-    let Some(sequence) = socket.read(SocketFact::WriteSequence) else { return 0 };
+    let Some(tcp) = socket.tcp() else { return 0 };
+    let (offset, sequence) =
+        (tcp.typed(SocketFact::BytesReceived), tcp.typed(SocketFact::WriteSequence));
     // SAFETY: the kernel helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     if let Some(burst) = connection.arrives(now, offset, sequence) {
@@ -105,7 +113,8 @@ fn received(ctx: BtfTracePointContext) -> i32 {
     }
     let socket = Socket(ctx.arg(0));
     let Some(connection) = socket.followed() else { return 0 };
-    let Some(sequence) = socket.read(SocketFact::WriteSequence) else { return 0 };
+    let Some(tcp) = socket.tcp() else { return 0 };
+    let sequence = tcp.typed(SocketFact::WriteSequence);
     // SAFETY: the kernel helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let task = if connection.picked == 0 { reader() } else { 0 };
@@ -122,7 +131,8 @@ fn sent(ctx: BtfTracePointContext) -> i32 {
     }
     let socket = Socket(ctx.arg(0));
     let Some(connection) = socket.followed() else { return 0 };
-    let Some(sequence) = socket.read(SocketFact::WriteSequence) else { return 0 };
+    let Some(tcp) = socket.tcp() else { return 0 };
+    let sequence = tcp.typed(SocketFact::WriteSequence);
     // SAFETY: the kernel helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     connection.is_written(now, length as u64, sequence);
@@ -164,28 +174,39 @@ fn reader() -> u64 {
     }
 }
 
-/// Whether the segment has more than its header.
+/// Whether the segment has data, by what the kernel has made of its header.
 fn has_data(segment: *const u8) -> bool {
     // SAFETY: a pointer that the kernel passed, to a type of which BTF said where the fields are; the verifier checks it.
-    let (length, header) = unsafe {
-        let length = *segment.add(fact(SocketFact::SegmentLength) as usize).cast::<u32>();
-        (length, *segment.add(fact(SocketFact::SegmentData) as usize).cast::<*const u8>())
+    let (start, end, flags) = unsafe {
+        let start = *segment.add(fact(SocketFact::SegmentStart) as usize).cast::<u32>();
+        let end = *segment.add(fact(SocketFact::SegmentEnd) as usize).cast::<u32>();
+        (start, end, *segment.add(fact(SocketFact::SegmentFlags) as usize))
     };
-    // The upper half of the thirteenth byte counts the words of a TCP header.
-    // SAFETY: the helper checks the address.
-    let words = unsafe { bpf_probe_read_kernel(header.wrapping_add(12)) };
-    words.is_ok_and(|words: u8| length > u32::from(words >> 4) * 4)
+    // The end of a stream counts as one.
+    end.wrapping_sub(start) > u32::from(flags & FIN)
 }
 
 impl Socket {
     /// Its connection, if it is one of the proxy's.
     #[inline(always)]
     fn followed(self) -> Option<&'static mut Connection> {
+        let own_port: u16 = self.typed(SocketFact::OwnPort);
+        if !serves(own_port) {
+            return None;
+        }
         let ends = self.ends()?;
-        let connection = CONNECTIONS.get_ptr_mut(ends.key(self.typed(SocketFact::OwnPort)))?;
+        let connection = CONNECTIONS.get_ptr_mut(ends.key(own_port))?;
         // SAFETY: the map's memory stays while the program runs. Others may write it at the same time; all words are
         // numbers, of which every value is one.
         Some(unsafe { &mut *connection })
+    }
+
+    /// The same as a socket of TCP, of which the verifier knows more fields.
+    #[inline(always)]
+    fn tcp(self) -> Option<Self> {
+        // SAFETY: a socket that the kernel passed; null is what the helper says of others.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) };
+        (!tcp.is_null()).then(|| Socket(tcp.cast::<u8>().cast_const()))
     }
 
     /// Whom it talks with at which address, if it may be a server of ours at all.
@@ -227,6 +248,12 @@ impl Socket {
         // SAFETY: the helper checks the address.
         unsafe { bpf_probe_read_kernel(address) }.ok()
     }
+}
+
+/// Whether an endpoint has this port.
+#[inline(always)]
+fn serves(port: u16) -> bool {
+    PORTS.get(u32::from(port >> 6)).is_some_and(|ports| ports >> (port & 63) & 1 != 0)
 }
 
 #[inline(always)]

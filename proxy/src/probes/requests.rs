@@ -20,7 +20,7 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use outrigger_probes::{Connection, SocketFact};
 use parking_lot::Mutex;
 
@@ -59,8 +59,9 @@ const FIELDS: [(SocketFact, &str, &[&str]); SocketFact::COUNT - 3] = [
     (SocketFact::NamespaceNumber, "net", &["ns", "inum"]),
     (SocketFact::BytesReceived, "tcp_sock", &["bytes_received"]),
     (SocketFact::WriteSequence, "tcp_sock", &["write_seq"]),
-    (SocketFact::SegmentLength, "sk_buff", &["len"]),
-    (SocketFact::SegmentData, "sk_buff", &["data"]),
+    (SocketFact::SegmentStart, "tcp_skb_cb", &["seq"]),
+    (SocketFact::SegmentEnd, "tcp_skb_cb", &["end_seq"]),
+    (SocketFact::SegmentFlags, "tcp_skb_cb", &["tcp_flags"]),
 ];
 
 /// The words of a [`Connection`].
@@ -71,6 +72,7 @@ struct Loaded {
     /// Holds the programs.
     programs: Programs,
     connections: HashMap<MapData, u64, Words>,
+    ports: Array<MapData, u64>,
     bursts: RingBuf<MapData>,
     dropped: PerCpuArray<MapData, u64>,
 }
@@ -85,6 +87,7 @@ fn load() -> Result<Loaded, Obstacle> {
     }
     Ok(Loaded {
         connections: programs.map("CONNECTIONS", HashMap::try_from)?,
+        ports: programs.map("PORTS", Array::try_from)?,
         bursts: programs.map("BURSTS", RingBuf::try_from)?,
         dropped: programs.map("DROPPED", PerCpuArray::try_from)?,
         programs,
@@ -96,6 +99,11 @@ fn facts(kernel: &Kernel) -> Result<[u32; SocketFact::COUNT], Obstacle> {
     let offsets = kernel.offsets(FIELDS.map(|(_, structure, path)| (structure, path)))?;
     for ((fact, ..), offset) in FIELDS.iter().zip(offsets) {
         facts[*fact as usize] = offset;
+    }
+    // Where TCP keeps what it has made of a segment's header.
+    let [own] = kernel.offsets([("sk_buff", &["cb"])])?;
+    for fact in [SocketFact::SegmentStart, SocketFact::SegmentEnd, SocketFact::SegmentFlags] {
+        facts[fact as usize] += own;
     }
     facts[SocketFact::OwnNamespace as usize] = own_namespace()?;
     let [device, number] = own_pids();

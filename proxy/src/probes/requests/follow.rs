@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use crossbeam_queue::ArrayQueue;
 use nix::time::{ClockId, clock_gettime};
 use outrigger_probes::{Burst, Connection, fold_v6, key};
@@ -85,10 +85,27 @@ impl App {
     }
 }
 
+/// The kernel's maps of what is followed.
+pub(super) struct Registry {
+    pub(super) connections: HashMap<MapData, u64, Words>,
+    /// Ports that endpoints have, one bit each.
+    pub(super) ports: Array<MapData, u64>,
+}
+
+impl Registry {
+    /// Whether there was room for a connection to a server's port.
+    fn add(&mut self, key: u64, words: Words, port: u16) -> bool {
+        let (place, bit) = (u32::from(port >> 6), 1 << (port & 63));
+        let ports = self.ports.get(&place, 0).unwrap_or(0);
+        let is_known = ports & bit != 0 || self.ports.set(place, ports | bit, 0).is_ok();
+        is_known && self.connections.insert(key, words, 0).is_ok()
+    }
+}
+
 /// What the path of requests and the reader share.
 pub(super) struct Shared {
-    /// The kernel's map. Locked for one system call.
-    connections: Mutex<HashMap<MapData, u64, Words>>,
+    /// Locked for two or three system calls.
+    registry: Mutex<Registry>,
     pub(super) notes: ArrayQueue<Note>,
     next: AtomicU64,
     metrics: Arc<FollowMetrics>,
@@ -100,14 +117,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(
-        connections: HashMap<MapData, u64, Words>,
-        metrics: Arc<FollowMetrics>,
-        counts: bool,
-    ) -> Self {
+    pub(super) fn new(registry: Registry, metrics: Arc<FollowMetrics>, counts: bool) -> Self {
         Shared {
             counts,
-            connections: Mutex::new(connections),
+            registry: Mutex::new(registry),
             notes: ArrayQueue::new(NOTES),
             // Zero is nobody.
             next: AtomicU64::new(1),
@@ -134,13 +147,13 @@ impl Shared {
 
     /// The burst under way on the connection with this key.
     pub(super) fn look_up(&self, key: u64) -> Option<Burst> {
-        let words = self.connections.lock().get(&key, 0).ok()?;
+        let words = self.registry.lock().connections.get(&key, 0).ok()?;
         Some(Connection::from_words(words).burst())
     }
 
     /// The connection needs not be followed any more, unless another one has its key by now.
     pub(super) fn dismiss(&self, connection: u64, key: u64) {
-        let mut connections = self.connections.lock();
+        let connections = &mut self.registry.lock().connections;
         let is_same = |words: &Words| Connection::from_words(*words).connection == connection;
         if connections.get(&key, 0).as_ref().is_ok_and(is_same) {
             // The kernel may have been faster.
@@ -179,7 +192,7 @@ impl Follower {
         let key = key(own.port(), server.port(), fold(server));
         let connection = self.shared.next.fetch_add(1, Relaxed);
         let words = Connection::new(connection).to_words();
-        if self.shared.connections.lock().insert(key, words, 0).is_err() {
+        if !self.shared.registry.lock().add(key, words, server.port()) {
             self.shared.metrics.unregistered.inc();
             return None;
         }

@@ -18,7 +18,7 @@ use outrigger_probes::Burst;
 use super::{
     Loaded, Programs,
     fold::{Fold, Span},
-    follow::{Ended, Note, Shared},
+    follow::{Ended, Note, Registry, Shared},
     timeline::Timeline,
 };
 use crate::probes::overlap::{Crowd, Waits};
@@ -60,8 +60,12 @@ impl Reader {
         waits: Option<Waits>,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let Loaded { programs, connections, bursts, dropped } = loaded;
-        let shared = Arc::new(Shared::new(connections, Arc::clone(&metrics), waits.is_some()));
+        let Loaded { programs, connections, ports, bursts, dropped } = loaded;
+        let shared = Arc::new(Shared::new(
+            Registry { connections, ports },
+            Arc::clone(&metrics),
+            waits.is_some(),
+        ));
         let fold = Fold::new();
         Reader {
             shared,
