@@ -580,7 +580,7 @@ impl<'r, 'c> Exchange<'r, 'c> {
         reused && !self.upstream.has_heard() && self.request.upload.is_replayable()
     }
 
-    /// What the kernel has seen so far can be asked from here on.
+    /// What the kernel has seen so far of it can be asked from here on.
     pub fn follow(&mut self) {
         self.request.trail.followed = self.upstream.span(false);
     }

@@ -612,7 +612,9 @@ async fn relay(
     let gaps = exchange.request.metrics.gaps();
     exchange.request.progress.begin(kind, gaps);
     answer::record(exchange.request, route, &head);
-    exchange.follow();
+    if route.settings.expose.timing {
+        exchange.follow();
+    }
     respond::prepare(&mut head, exchange.request, route);
     let (signals, endpoint) = (&backend.settings.signals, exchange.place.endpoint());
     load_report::answer(&mut head.fields, exchange.request, route, signals, endpoint);
