@@ -12,10 +12,8 @@ struct Probe {
     name: &'static str,
     what: &'static str,
     is_wanted: fn(&config::Probes) -> bool,
-    /// Loads it and takes it out again; what there is to say of how it would run.
-    attempt: fn() -> Result<String, Obstacle>,
-    /// What it would find here, one line each.
-    found: fn(&config::Probes) -> Vec<String>,
+    /// Loads it and takes it out again; what there is to say of how it would run, a line each.
+    attempt: fn(&config::Probes) -> Result<Vec<String>, Obstacle>,
 }
 
 const PROBES: &[Probe] = &[
@@ -23,29 +21,25 @@ const PROBES: &[Probe] = &[
         name: "requests",
         what: "where each request's time went, at the application's socket",
         is_wanted: |settings| settings.requests,
-        attempt: || requests::attempt().map(|()| String::new()),
-        found: |_| Vec::new(),
+        attempt: |_| requests::attempt().map(|()| Vec::new()),
     },
     Probe {
         name: "driver",
         what: "how long calls into the GPU's driver take",
         is_wanted: |settings| settings.driver.is_some(),
-        attempt: driver::attempt,
-        found: |_| Vec::new(),
+        attempt: |_| driver::attempt().map(|how| vec![how]),
     },
     Probe {
         name: "sockets",
         what: "round trips and queues of endpoints once a second, and their processes if they may be seen",
         is_wanted: |settings| settings.sockets,
-        attempt: || sockets::attempt().map(|()| String::new()),
-        found: |_| Vec::new(),
+        attempt: |_| sockets::attempt().map(|()| Vec::new()),
     },
     Probe {
         name: "cuda",
         what: "how long calls of the GPU's user-space driver take (CUDA, HIP)",
         is_wanted: |settings| settings.cuda.is_some(),
-        attempt: || cuda::attempt().map(|()| String::new()),
-        found: cuda::found,
+        attempt: |settings| cuda::attempt().map(|()| cuda::found(settings)),
     },
 ];
 
@@ -53,15 +47,15 @@ const PROBES: &[Probe] = &[
 #[derive(Debug, PartialEq, Eq)]
 enum Standing {
     /// It is asked for and can be; how.
-    On(String),
+    On(Vec<String>),
     /// It can be, and is not asked for; how it would be.
-    Off(String),
+    Off(Vec<String>),
     /// It cannot be.
     Impossible(Obstacle),
 }
 
 impl Standing {
-    fn of(wanted: bool, trial: Result<String, Obstacle>) -> Self {
+    fn of(wanted: bool, trial: Result<Vec<String>, Obstacle>) -> Self {
         match trial {
             Err(obstacle) => Standing::Impossible(obstacle),
             Ok(how) if wanted => Standing::On(how),
@@ -77,13 +71,9 @@ pub fn examine(settings: &config::Probes) -> (String, bool) {
     let mut is_fine = true;
     for probe in PROBES {
         let is_wanted = (probe.is_wanted)(settings);
-        let standing = Standing::of(is_wanted, (probe.attempt)());
+        let standing = Standing::of(is_wanted, (probe.attempt)(settings));
         is_fine &= !is_wanted || matches!(standing, Standing::On(_));
         text += &told(probe.name, probe.what, &standing);
-        for found in (probe.found)(settings) {
-            // Writing to a text cannot fail.
-            let _ = writeln!(text, "{:<10} found: {found}", "");
-        }
     }
     (text, is_fine)
 }
@@ -91,9 +81,10 @@ pub fn examine(settings: &config::Probes) -> (String, bool) {
 fn told(probe: &str, what: &str, standing: &Standing) -> String {
     let mut text = String::new();
     let how = match standing {
-        Standing::On(how) | Standing::Off(how) if !how.is_empty() => format!("\n{:<10} {how}", ""),
-        _ => String::new(),
+        Standing::On(how) | Standing::Off(how) => how.as_slice(),
+        Standing::Impossible(_) => &[],
     };
+    let how: String = how.iter().map(|line| format!("\n{:<10} {line}", "")).collect();
     // Writing to a text cannot fail.
     let _ = match standing {
         Standing::On(_) => writeln!(text, "{probe:<10} on          {what}{how}"),
@@ -118,9 +109,9 @@ mod tests {
 
     #[test]
     fn each_standing_says_what_to_do() {
-        let on = told("requests", "where time went", &Standing::of(true, Ok(String::new())));
+        let on = told("requests", "where time went", &Standing::of(true, Ok(Vec::new())));
         assert_eq!(on, "requests   on          where time went\n");
-        let how = || Ok("by looking".to_owned());
+        let how = || Ok(vec!["by looking".to_owned()]);
         let on = told("requests", "where time went", &Standing::of(true, how()));
         assert_eq!(on, "requests   on          where time went\n           by looking\n");
         let off = told("requests", "where time went", &Standing::of(false, how()));
