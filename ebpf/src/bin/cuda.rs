@@ -18,15 +18,18 @@
     reason = "the macros make public functions of their own, without a word"
 )]
 
+#[path = "../program.rs"]
+mod program;
+
 use aya_ebpf::{
     EbpfContext,
-    bindings::BPF_RB_NO_WAKEUP,
-    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid},
     macros::{map, uprobe, uretprobe},
     maps::{LruHashMap, PerCpuArray, RingBuf},
     programs::{ProbeContext, RetProbeContext},
 };
 use outrigger_probes::{Begun, Call, Calls, Cookie, FUNCTIONS, Frame};
+use program::now;
 
 /// Calls that can be under way at once: one per thread, as a rule, and half a MiB of the kernel's memory.
 const BEGUN_MOST: u32 = 8192;
@@ -95,7 +98,10 @@ fn returned(ctx: RetProbeContext) -> u32 {
         calls.observe(took, begun.bytes, ctx.ret());
     }
     if cookie.waits() && took >= least_wait() {
-        tell(Call { start: begun.start, end, task, what: cookie.function() });
+        let call = Call { start: begun.start, end, task, what: cookie.function() };
+        if !program::tell(&WAITS, call) {
+            lose(LOST_WAITS);
+        }
     }
     0
 }
@@ -113,12 +119,6 @@ fn counted(ctx: ProbeContext) -> u32 {
 fn cookie(ctx: &impl EbpfContext) -> Cookie {
     // SAFETY: the context that the program was called with.
     Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the kernel helper has no preconditions.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]
@@ -151,21 +151,7 @@ fn calls(cookie: Cookie) -> Option<&'static mut Calls> {
 /// In nanoseconds.
 #[inline(always)]
 fn least_wait() -> u64 {
-    let place = &raw const FACTS;
-    // SAFETY: inside the array. Volatile, for the loader changes what the compiler takes for a constant.
-    let micros = unsafe { place.cast::<u32>().read_volatile() };
-    u64::from(micros) * 1000
-}
-
-#[inline(always)]
-fn tell(call: Call) {
-    match WAITS.reserve::<Call>(0) {
-        Some(mut place) => {
-            place.write(call);
-            place.submit(u64::from(BPF_RB_NO_WAKEUP));
-        }
-        None => lose(LOST_WAITS),
-    }
+    u64::from(program::fact(&FACTS, 0)) * 1000
 }
 
 #[inline(always)]
@@ -175,13 +161,3 @@ fn lose(what: u32) {
         unsafe { *lost += 1 };
     }
 }
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lets helpers that read its memory be called by programs only that may be had under the GPL.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -23,12 +23,14 @@
     reason = "the macros make public functions of their own, without a word"
 )]
 
+#[path = "../program.rs"]
+mod program;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP},
+    bindings::BPF_F_NO_PREALLOC,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        generated::bpf_get_current_task_btf,
+        bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_current_task_btf,
     },
     macros::{btf_tracepoint, map, tracepoint},
     maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
@@ -38,6 +40,7 @@ use outrigger_probes::{
     CHARACTER_DEVICE, Call, DriverFact, DriverLoss, FILE_TYPE, Flight, Histogram, Place, TOLD_FROM,
     What, major,
 };
+use program::now;
 
 /// Drivers, devices and files that can be looked for.
 const DEVICES_MOST: u32 = 256;
@@ -146,8 +149,7 @@ fn begins(descriptor: u32, command: u32) {
     }
     let Some(device) = device_of(task, descriptor) else { return };
     let what = What { device, command }.to_word();
-    // SAFETY: the kernel helper has no preconditions.
-    let flight = Flight { start: unsafe { bpf_ktime_get_ns() }, what };
+    let flight = Flight { start: now(), what };
     if FLIGHTS.insert(bpf_get_current_pid_tgid(), flight, 0).is_err() {
         lost(DriverLoss::Flights);
     }
@@ -157,15 +159,16 @@ fn begins(descriptor: u32, command: u32) {
 fn ends() {
     let task = bpf_get_current_pid_tgid();
     let Some(flight) = FLIGHTS.get_ptr(task) else { return };
-    // SAFETY: the kernel helper has no preconditions.
-    let end = unsafe { bpf_ktime_get_ns() };
+    let end = now();
     // SAFETY: of this thread, so that nobody else writes it.
     let Flight { start, what } = unsafe { *flight };
     let _ = FLIGHTS.remove(task);
     let took = end.wrapping_sub(start);
     count(what, took);
     if took >= TOLD_FROM {
-        tell(Call { start, end, task, what });
+        if !program::tell(&CALLS, Call { start, end, task, what }) {
+            lost(DriverLoss::Calls);
+        }
     }
 }
 
@@ -231,17 +234,6 @@ fn count(what: u64, took: u64) {
 }
 
 #[inline(always)]
-fn tell(call: Call) {
-    match CALLS.reserve::<Call>(0) {
-        Some(mut place) => {
-            place.write(call);
-            place.submit(u64::from(BPF_RB_NO_WAKEUP));
-        }
-        None => lost(DriverLoss::Calls),
-    }
-}
-
-#[inline(always)]
 fn lost(what: DriverLoss) {
     if let Some(count) = LOST.get_ptr_mut(what as u32) {
         // SAFETY: memory of this processor's own.
@@ -272,17 +264,5 @@ fn read<T>(structure: *const u8, field: DriverFact) -> Option<T> {
 
 #[inline(always)]
 fn fact(fact: DriverFact) -> u32 {
-    let place = &raw const FACTS;
-    // SAFETY: inside the array. Volatile, for the loader changes what the compiler takes for a constant.
-    unsafe { place.cast::<u32>().add(fact as usize).read_volatile() }
+    program::fact(&FACTS, fact as usize)
 }
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lets helpers that read its memory be called by programs only that may be had under the GPL.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -21,17 +21,21 @@
     reason = "the macros make public functions of their own, without a word"
 )]
 
+#[path = "../program.rs"]
+mod program;
+
 use aya_ebpf::{
-    bindings::{BPF_RB_NO_WAKEUP, bpf_pidns_info},
+    bindings::bpf_pidns_info,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns,
-        bpf_probe_read_kernel, bpf_skc_to_tcp_sock,
+        bpf_get_current_pid_tgid, bpf_get_ns_current_pid_tgid, bpf_probe_read_kernel,
+        bpf_skc_to_tcp_sock,
     },
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
     programs::BtfTracePointContext,
 };
 use outrigger_probes::{Burst, Connection, SocketFact, fold_v6, key};
+use program::now;
 
 /// Connections that can be followed at once: about 2 MiB of the kernel's memory.
 const CONNECTIONS_MOST: u32 = 16_384;
@@ -96,8 +100,7 @@ fn arrived(ctx: BtfTracePointContext) -> i32 {
     let Some(tcp) = socket.tcp() else { return 0 };
     let (offset, sequence) =
         (tcp.typed(SocketFact::BytesReceived), tcp.typed(SocketFact::WriteSequence));
-    // SAFETY: the kernel helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now();
     if let Some(burst) = connection.arrives(now, offset, sequence) {
         tell(burst);
     }
@@ -115,8 +118,7 @@ fn received(ctx: BtfTracePointContext) -> i32 {
     let Some(connection) = socket.followed() else { return 0 };
     let Some(tcp) = socket.tcp() else { return 0 };
     let sequence = tcp.typed(SocketFact::WriteSequence);
-    // SAFETY: the kernel helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now();
     let task = if connection.picked == 0 { reader() } else { 0 };
     connection.is_read(now, length as u64, task, sequence);
     0
@@ -133,8 +135,7 @@ fn sent(ctx: BtfTracePointContext) -> i32 {
     let Some(connection) = socket.followed() else { return 0 };
     let Some(tcp) = socket.tcp() else { return 0 };
     let sequence = tcp.typed(SocketFact::WriteSequence);
-    // SAFETY: the kernel helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now();
     connection.is_written(now, length as u64, sequence);
     0
 }
@@ -258,33 +259,15 @@ fn serves(port: u16) -> bool {
 
 #[inline(always)]
 fn fact(fact: SocketFact) -> u32 {
-    let place = &raw const FACTS;
-    // SAFETY: inside the array. Volatile, for the loader changes what the compiler takes for a constant.
-    unsafe { place.cast::<u32>().add(fact as usize).read_volatile() }
+    program::fact(&FACTS, fact as usize)
 }
 
 #[inline(always)]
 fn tell(burst: Burst) {
-    match BURSTS.reserve::<Burst>(0) {
-        Some(mut place) => {
-            place.write(burst);
-            place.submit(u64::from(BPF_RB_NO_WAKEUP));
-        }
-        None => {
-            if let Some(dropped) = DROPPED.get_ptr_mut(0) {
-                // SAFETY: memory of this CPU's own.
-                unsafe { *dropped += 1 };
-            }
-        }
+    if !program::tell(&BURSTS, burst)
+        && let Some(dropped) = DROPPED.get_ptr_mut(0)
+    {
+        // SAFETY: memory of this CPU's own.
+        unsafe { *dropped += 1 };
     }
 }
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lets helpers that read its memory be called by programs only that may be had under the GPL.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
