@@ -7,7 +7,7 @@ use std::process::Command;
 use outrigger_tests::harness::Process;
 use tempfile::TempDir;
 
-use super::say;
+use crate::not_tested;
 
 /// A server; dropping it ends it.
 pub(super) struct Server {
@@ -45,7 +45,7 @@ fn source(name: &str) -> PathBuf {
 }
 
 fn missing(what: &str) {
-    say(&format!("NOT TESTED: there is no {what}; `cargo xtask setup` installs it"));
+    not_tested(&format!("there is no {what}; `cargo xtask setup` installs it"));
 }
 
 /// The first of these that is a file.
@@ -113,7 +113,7 @@ pub(super) async fn io_uring() -> Option<Server> {
     let process = Process::spawn(&mut Command::new(&program));
     let told = process.await_lines(|lines| lines.first().cloned()).await.expect("a word");
     if told.starts_with("REFUSED") {
-        say(&format!("NOT TESTED: no io_uring here: {told}"));
+        not_tested(&format!("no io_uring here: {told}"));
         return None;
     }
     let server = listening(process, LOCAL).await;
