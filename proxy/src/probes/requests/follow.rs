@@ -4,6 +4,7 @@
 //! call and a lock when a connection is made. When the queue is full the newest note is lost and counted.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::{
         Arc, OnceLock, Weak,
@@ -90,15 +91,22 @@ pub(super) struct Registry {
     pub(super) connections: HashMap<MapData, u64, Words>,
     /// Ports that endpoints have, one bit each.
     pub(super) ports: Array<MapData, u64>,
+    /// Those that were told there.
+    pub(super) known: HashSet<u16>,
 }
 
 impl Registry {
     /// Whether there was room for a connection to a server's port.
     fn add(&mut self, key: u64, words: Words, port: u16) -> bool {
+        (self.known.contains(&port) || self.tell(port))
+            && self.connections.insert(key, words, 0).is_ok()
+    }
+
+    /// Whether the programs look at this port from now on.
+    fn tell(&mut self, port: u16) -> bool {
         let (place, bit) = (u32::from(port >> 6), 1 << (port & 63));
         let ports = self.ports.get(&place, 0).unwrap_or(0);
-        let is_known = ports & bit != 0 || self.ports.set(place, ports | bit, 0).is_ok();
-        is_known && self.connections.insert(key, words, 0).is_ok()
+        self.ports.set(place, ports | bit, 0).is_ok() && self.known.insert(port)
     }
 }
 

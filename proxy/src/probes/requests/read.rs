@@ -4,6 +4,7 @@
 //! none does.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -62,7 +63,7 @@ impl Reader {
     ) -> Self {
         let Loaded { programs, connections, ports, bursts, dropped } = loaded;
         let shared = Arc::new(Shared::new(
-            Registry { connections, ports },
+            Registry { connections, ports, known: HashSet::new() },
             Arc::clone(&metrics),
             waits.is_some(),
         ));
