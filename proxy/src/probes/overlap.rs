@@ -161,6 +161,14 @@ impl Crowd {
         self.now = self.now.saturating_sub(1);
     }
 
+    /// So many are in flight, which every note that was heard should have come to: one that was lost no longer counts.
+    pub(super) fn settle(&mut self, in_flight: u32) {
+        self.now = in_flight;
+        if let Some(last) = self.most.back_mut() {
+            *last = cmp::max(*last, in_flight);
+        }
+    }
+
     /// Goes on to the slot of this time; where it is among those remembered.
     fn reach(&mut self, at: u64) -> usize {
         let slot = at / SLOT;
@@ -253,6 +261,21 @@ mod tests {
             crowd.ceased(at * 1_000_000 + 900_000);
         }
         assert_eq!(crowd.most(0, 99_000_000), Some(1));
+    }
+
+    #[test]
+    fn a_note_that_was_lost_does_not_count_for_ever() {
+        let mut crowd = Crowd::default();
+        // Whose end was not told.
+        crowd.began(0);
+        crowd.began(SLOT);
+        crowd.ceased(2 * SLOT);
+        crowd.settle(0);
+        crowd.began(5 * SLOT);
+        crowd.ceased(6 * SLOT);
+        assert_eq!(crowd.most(5 * SLOT, 6 * SLOT), Some(1));
+        crowd.settle(3);
+        assert_eq!(crowd.most(6 * SLOT, 9 * SLOT), Some(3), "whose beginning was not told");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     thread::Thread,
     time::Duration,
@@ -119,6 +119,7 @@ pub(super) struct Shared {
     metrics: Arc<FollowMetrics>,
     /// It matters how many requests are in flight.
     counts: bool,
+    pub(super) in_flight: AtomicU32,
     /// The reader sleeps until it is woken.
     pub(super) asleep: AtomicBool,
     pub(super) reader: OnceLock<Thread>,
@@ -128,6 +129,7 @@ impl Shared {
     pub(super) fn new(registry: Registry, metrics: Arc<FollowMetrics>, counts: bool) -> Self {
         Shared {
             counts,
+            in_flight: AtomicU32::new(0),
             registry: Mutex::new(registry),
             notes: ArrayQueue::new(NOTES),
             // Zero is nobody.
@@ -222,9 +224,12 @@ impl Follower {
         if let Some(pressure) = &self.app.pressure {
             pressure.enters(in_flight);
         }
-        if !self.shared.counts || self.shared.note(Note::Began(monotonic())).is_err() {
+        if !self.shared.counts {
             return None;
         }
+        // Counted before it is told, and told before it is no longer counted: to count one too many errs towards *shared*.
+        self.shared.in_flight.fetch_add(1, SeqCst);
+        let _ = self.shared.note(Note::Began(monotonic()));
         Some(Attendance(Arc::clone(&self.shared)))
     }
 
@@ -261,8 +266,8 @@ pub struct Attendance(Arc<Shared>);
 
 impl Drop for Attendance {
     fn drop(&mut self) {
-        // One that is lost counts for ever, which errs towards *shared*; and is counted.
         let _ = self.0.note(Note::Ceased(monotonic()));
+        self.0.in_flight.fetch_sub(1, SeqCst);
     }
 }
 

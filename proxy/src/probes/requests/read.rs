@@ -130,6 +130,7 @@ impl Reader {
                 Note::Ended(span, ended) => self.fold.ended(span, ended),
             }
         }
+        self.crowd.settle(self.shared.in_flight.load(SeqCst));
         while let Some(bytes) = self.bursts.next() {
             if let Some(burst) = Burst::from_bytes(&bytes) {
                 self.fold.heard(burst);
