@@ -28,11 +28,12 @@ use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use outrigger_config::validated as config;
 use outrigger_probes::{Begun, Call, Calls, Frame};
 use parking_lot::Mutex;
-use rustix::time::{ClockId, clock_gettime};
 
 pub use watch::Process;
 
-use super::kernel::{Kernel, Obstacle, Programs, Release, may_probe_user, own_namespace};
+use super::kernel::{
+    Kernel, Obstacle, Programs, Release, may_probe_user, monotonic, own_namespace,
+};
 use crate::telemetry::metrics::{GpuMetrics, Metrics, ProbeName};
 use library::Rules;
 use waits::Waits;
@@ -262,13 +263,6 @@ fn oldest(calls: &[(Frame, Begun)]) -> Option<u64> {
         })
     };
     calls.iter().filter(|call| !is_left(call)).map(|(_, begun)| begun.start).min()
-}
-
-/// The kernel's clock, in nanoseconds.
-fn monotonic() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! What every family of programs needs of the kernel: how its types lie in memory, loading and attaching, and why not.
 
 mod btf;
+mod clock;
 mod facts;
 mod load;
 mod obstacle;
 mod user;
 
+pub(super) use clock::monotonic;
 pub(super) use facts::{Kernel, own_namespace, own_pids};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;

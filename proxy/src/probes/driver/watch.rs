@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::time::{ClockId, clock_gettime};
 use outrigger_config::validated as config;
 use outrigger_probes::{Call, DriverLoss, Flight, Histogram, What};
 
@@ -22,7 +21,7 @@ use super::{
     stuck::{News, Standing, Stuck},
     xid,
 };
-use crate::telemetry::metrics::DriverMetrics;
+use crate::{probes::kernel::monotonic, telemetry::metrics::DriverMetrics};
 
 /// Between two looks at calls under way.
 const LOOK: Duration = Duration::from_millis(250);
@@ -247,10 +246,4 @@ impl Watcher {
         });
         self.metrics.lost(lost);
     }
-}
-
-/// Nanoseconds of CLOCK_MONOTONIC, which is the clock of the programs, too.
-fn monotonic() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -16,14 +16,16 @@ use std::{
 
 use aya::maps::{Array, HashMap, MapData};
 use crossbeam_queue::ArrayQueue;
-use nix::time::{ClockId, clock_gettime};
 use outrigger_probes::{Burst, Connection, fold_v6, key};
 use parking_lot::Mutex;
 
 use super::{Timeline, Words, fold::Span};
 use crate::{
     endpoint::Endpoint,
-    probes::pressure::{Interval, Pressure},
+    probes::{
+        kernel::monotonic,
+        pressure::{Interval, Pressure},
+    },
     telemetry::{
         access_log::Kept,
         metrics::{AppMetrics, FollowMetrics, TimelineResult},
@@ -321,12 +323,6 @@ impl Drop for Watch {
             self.shared.dismiss(self.connection, self.key);
         }
     }
-}
-
-/// The kernel's clock, by which its programs tell the time: nanoseconds of CLOCK_MONOTONIC; 0 where there is none.
-fn monotonic() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
-    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
 }
 
 /// The server's address in 32 bits, as the kernel's side makes it.
