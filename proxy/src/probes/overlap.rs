@@ -161,12 +161,9 @@ impl Crowd {
         self.now = self.now.saturating_sub(1);
     }
 
-    /// So many are in flight, which every note that was heard should have come to: one that was lost no longer counts.
-    pub(super) fn settle(&mut self, in_flight: u32) {
-        self.now = in_flight;
-        if let Some(last) = self.most.back_mut() {
-            *last = cmp::max(*last, in_flight);
-        }
+    /// Nobody is in flight: an end that was not told of no longer counts.
+    pub(super) fn nobody(&mut self) {
+        self.now = 0;
     }
 
     /// Goes on to the slot of this time; where it is among those remembered.
@@ -270,12 +267,10 @@ mod tests {
         crowd.began(0);
         crowd.began(SLOT);
         crowd.ceased(2 * SLOT);
-        crowd.settle(0);
+        crowd.nobody();
         crowd.began(5 * SLOT);
         crowd.ceased(6 * SLOT);
         assert_eq!(crowd.most(5 * SLOT, 6 * SLOT), Some(1));
-        crowd.settle(3);
-        assert_eq!(crowd.most(6 * SLOT, 9 * SLOT), Some(3), "whose beginning was not told");
     }
 
     #[test]

@@ -229,10 +229,11 @@ impl Follower {
         if !self.shared.counts {
             return None;
         }
-        // Counted before it is told, and told before it is no longer counted: to count one too many errs towards *shared*.
+        // Counted before it is told of, and told to have ended before it is no longer counted: whoever finds that nobody is
+        // in flight has been told of all who were.
         self.shared.in_flight.fetch_add(1, SeqCst);
-        let _ = self.shared.note(Note::Began(monotonic()));
-        Some(Attendance(Arc::clone(&self.shared)))
+        let is_told = self.shared.note(Note::Began(monotonic())).is_ok();
+        Some(Attendance { shared: Arc::clone(&self.shared), is_told })
     }
 
     /// What was seen so far of a request that is being answered: one system call.
@@ -264,12 +265,18 @@ impl Follower {
 }
 
 /// A request in flight.
-pub struct Attendance(Arc<Shared>);
+pub struct Attendance {
+    shared: Arc<Shared>,
+    /// Its beginning was told, so its end has to be.
+    is_told: bool,
+}
 
 impl Drop for Attendance {
     fn drop(&mut self) {
-        let _ = self.0.note(Note::Ceased(monotonic()));
-        self.0.in_flight.fetch_sub(1, SeqCst);
+        if self.is_told {
+            let _ = self.shared.note(Note::Ceased(monotonic()));
+        }
+        self.shared.in_flight.fetch_sub(1, SeqCst);
     }
 }
 

@@ -130,7 +130,9 @@ impl Reader {
                 Note::Ended(span, ended) => self.fold.ended(span, ended),
             }
         }
-        self.crowd.settle(self.shared.in_flight.load(SeqCst));
+        if self.shared.in_flight.load(SeqCst) == 0 {
+            self.crowd.nobody();
+        }
         while let Some(bytes) = self.bursts.next() {
             if let Some(burst) = Burst::from_bytes(&bytes) {
                 self.fold.heard(burst);
