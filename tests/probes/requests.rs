@@ -4,8 +4,9 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -170,7 +171,7 @@ async fn the_client_is_told_where_the_time_went_if_it_may_know() {
 fn slow_loop(work: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
-    let turn = Arc::new(Mutex::new(()));
+    let turn = Arc::new(Turn::default());
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let turn = Arc::clone(&turn);
@@ -180,16 +181,38 @@ fn slow_loop(work: Duration) -> SocketAddr {
     address
 }
 
-fn answer_in_turn(mut stream: TcpStream, turn: &Mutex<()>, work: Duration) {
+/// Whose turn it is, in the order in which they came.
+#[derive(Default)]
+struct Turn {
+    came: AtomicU64,
+    served: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Turn {
+    fn take(&self) -> MutexGuard<'_, u64> {
+        let own = self.came.fetch_add(1, SeqCst);
+        let served = self.served.lock().expect("nobody panics with it");
+        self.changed.wait_while(served, |served| *served != own).expect("nobody panics with it")
+    }
+
+    fn give(&self, mut served: MutexGuard<'_, u64>) {
+        *served += 1;
+        self.changed.notify_all();
+    }
+}
+
+fn answer_in_turn(mut stream: TcpStream, turn: &Turn, work: Duration) {
     let mut head = [0; 4096];
     // To wait for the turn is to leave what has come in the socket.
     while stream.peek(&mut head).is_ok_and(|count| count > 0) {
-        let _turn = turn.lock().expect("nobody panics with it");
-        if !stream.read(&mut head).is_ok_and(|count| count > 0) {
-            return;
-        }
+        let served = turn.take();
+        let is_read = stream.read(&mut head).is_ok_and(|count| count > 0);
         thread::sleep(work);
-        if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_err() {
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        let is_answered = is_read && stream.write_all(answer).is_ok();
+        turn.give(served);
+        if !is_answered {
             return;
         }
     }
