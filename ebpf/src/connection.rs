@@ -79,6 +79,8 @@ record! {
         sequence,
         /// Bytes read of all bursts.
         consumed,
+        /// Which endpoint it leads to, as user space numbers them.
+        endpoint,
     }
 }
 
@@ -100,11 +102,12 @@ impl Burst {
 }
 
 impl Connection {
-    /// A connection on which nothing has come yet.
+    /// A connection to an endpoint on which nothing has come yet.
     #[must_use]
-    pub const fn new(connection: u64) -> Self {
+    pub const fn new(connection: u64, endpoint: u64) -> Self {
         let mut words = [0; Self::WORDS];
         words[0] = connection;
+        words[Self::WORDS - 1] = endpoint;
         Self::from_words(words)
     }
 
@@ -192,23 +195,27 @@ impl Connection {
         self.consumed = self.consumed.wrapping_add(bytes);
     }
 
-    /// `bytes` have been written, and the socket's write sequence number is `sequence` now.
+    /// `bytes` have been written, and the socket's write sequence number is `sequence` now. Returns how long after the write
+    /// before it, in nanoseconds, when there was one.
     #[inline(always)]
-    pub fn is_written(&mut self, now: u64, bytes: u64, sequence: u32) {
+    pub fn is_written(&mut self, now: u64, bytes: u64, sequence: u32) -> Option<u64> {
         // Nothing was written since the burst began: this is of the burst before, seen late.
         if !self.has_begun() || sequence == self.sequence as u32 {
-            return;
+            return None;
         }
-        if self.first_write == 0 {
+        let gap = if self.first_write == 0 {
             self.first_write = now;
+            None
         } else {
             // Two threads may write at the same time, and the clocks of processors differ by nanoseconds.
             let gap = now.saturating_sub(self.last_write);
             self.longest_gap = self.longest_gap.max(gap);
-        }
+            Some(gap)
+        };
         self.last_write = now;
         self.writes = self.writes.wrapping_add(1);
         self.bytes_out = self.bytes_out.wrapping_add(bytes);
+        gap
     }
 }
 
@@ -229,7 +236,8 @@ mod tests {
         let words: [u64; Connection::WORDS] = core::array::from_fn(|at| at as u64 + 100);
         let connection = Connection::from_words(words);
         assert_eq!(connection.to_words(), words);
-        assert_eq!((connection.connection, connection.consumed), (100, 114));
+        assert_eq!((connection.connection, connection.endpoint), (100, 115));
+        assert_eq!(Connection::new(5, 7).endpoint, 7);
         let burst = connection.burst();
         assert_eq!(burst.to_words(), words[..Burst::WORDS]);
         let mut bytes = [0; 8 * Burst::WORDS];
@@ -244,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_request_is_a_burst_that_ends_with_the_next_one() {
-        let mut connection = Connection::new(5);
+        let mut connection = Connection::new(5, 0);
         answered(&mut connection, 1000, 0, 1);
         let burst = connection.arrives(2000, 10, 31).expect("the first one has ended");
         let expected = Burst {
@@ -269,7 +277,7 @@ mod tests {
 
     #[test]
     fn segments_of_one_request_are_one_burst() {
-        let mut connection = Connection::new(5);
+        let mut connection = Connection::new(5, 0);
         assert_eq!(connection.arrives(10, 0, 1), None);
         connection.is_read(12, 100, TASK, 1);
         assert_eq!(connection.arrives(20, 100, 1), None);
@@ -281,14 +289,14 @@ mod tests {
 
     #[test]
     fn a_write_that_is_seen_late_is_not_the_next_requests() {
-        let mut connection = Connection::new(5);
+        let mut connection = Connection::new(5, 0);
         connection.arrives(1000, 0, 1);
         connection.is_read(1001, 10, TASK, 1);
         // Written, read by the proxy and answered before the write was seen.
         let burst = connection.arrives(2000, 10, 31).expect("the first one has ended");
         assert_eq!((burst.first_write, burst.last_write, burst.bytes_out), (2000, 2000, 30));
         assert_eq!(burst.flags, Burst::LATE);
-        connection.is_written(2001, 30, 31);
+        assert_eq!(connection.is_written(2001, 30, 31), None);
         assert_eq!((connection.first_write, connection.bytes_out), (0, 0));
         connection.is_written(2009, 5, 36);
         assert_eq!((connection.first_write, connection.bytes_out), (2009, 5));
@@ -296,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_last_of_several_writes_may_be_late_too() {
-        let mut connection = Connection::new(5);
+        let mut connection = Connection::new(5, 0);
         answered(&mut connection, 1000, 0, u32::MAX - 20);
         // 30 more bytes than were seen; the sequence number has begun anew meanwhile.
         let burst = connection.arrives(2000, 10, 39).expect("ended");
@@ -306,19 +314,19 @@ mod tests {
 
     #[test]
     fn the_longest_pause_between_writes_is_kept() {
-        let mut connection = Connection::new(5);
+        let mut connection = Connection::new(5, 0);
         connection.arrives(1000, 0, 1);
         connection.is_read(1001, 10, TASK, 1);
-        for (at, sequence) in [(1100, 11), (1150, 21), (1450, 31), (1460, 41)] {
-            connection.is_written(at, 10, sequence);
-        }
+        let writes = [(1100, 11), (1150, 21), (1450, 31), (1460, 41)];
+        let gaps = writes.map(|(at, sequence)| connection.is_written(at, 10, sequence));
+        assert_eq!(gaps, [None, Some(50), Some(300), Some(10)]);
         let burst = connection.burst();
         assert_eq!((burst.writes, burst.longest_gap, burst.bytes_out), (4, 300, 40));
     }
 
     #[test]
     fn what_came_with_the_handshake_is_known_from_its_reading() {
-        let mut connection = Connection::new(5);
+        let mut connection = Connection::new(5, 0);
         connection.is_read(1001, 10, TASK, 1);
         connection.is_written(1002, 30, 31);
         let burst = connection.arrives(2000, 10, 31).expect("ended");
@@ -327,9 +335,9 @@ mod tests {
 
     #[test]
     fn a_write_before_anything_came_is_nobodys() {
-        let mut connection = Connection::new(5);
+        let mut connection = Connection::new(5, 0);
         connection.is_written(10, 30, 31);
         assert!(!connection.has_begun());
-        assert_eq!(connection.burst(), Connection::new(5).burst());
+        assert_eq!(connection.burst(), Connection::new(5, 0).burst());
     }
 }

@@ -146,6 +146,14 @@ async fn a_stream_is_seen_from_its_first_write_to_its_last() {
     let line = proxy.await_access(1).await.remove(0);
     let answer = seconds(&line, "app_answer_ms");
     assert!(answer > 0.0 && answer <= seconds(&line, "duration_ms"), "{line:#}");
+    let writes = line["app_writes"].as_f64().expect("a number");
+    let gaps = |metrics: &Metrics, part| {
+        metrics.get(&format!("outrigger_app_write_gap_seconds_{part}"), &[("backend", "app")])
+    };
+    let metrics = proxy.await_metrics(|metrics| gaps(metrics, "count") > 0.0).await;
+    assert_eq!(gaps(&metrics, "count"), writes - 1.0, "{line:#}");
+    // From the first write to the last is all that is between two.
+    assert!((gaps(&metrics, "sum") - answer).abs() < 1e-6, "{line:#} {}", metrics.text);
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@
     reason = "the macros make public functions of their own, without a word"
 )]
 
+#[path = "../counts.rs"]
+mod counts;
 #[path = "../program.rs"]
 mod program;
 
@@ -82,9 +84,6 @@ static CALLS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// What there was no room for, by [`DriverLoss`].
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(DriverLoss::ALL.len() as u32, 0);
-
-/// What a histogram is before the first call.
-static NOTHING: Histogram = Histogram { count: 0, sum: 0, buckets: [0; 32] };
 
 /// An ioctl begins.
 #[tracepoint]
@@ -164,7 +163,9 @@ fn ends() {
     let Flight { start, what } = unsafe { *flight };
     let _ = FLIGHTS.remove(task);
     let took = end.wrapping_sub(start);
-    count(what, took);
+    if !counts::count(&COUNTS, what, took) {
+        lost(DriverLoss::Counts);
+    }
     if took >= TOLD_FROM {
         if !program::tell(&CALLS, Call { start, end, task, what }) {
             lost(DriverLoss::Calls);
@@ -217,20 +218,6 @@ fn named(inode: *const u8) -> Option<u32> {
 fn looked_for(place: Place) -> Option<u32> {
     // SAFETY: one word, of which every value is one.
     unsafe { DEVICES.get(place) }.map(|name| *name as u32)
-}
-
-#[inline(always)]
-fn count(what: u64, took: u64) {
-    let place = COUNTS.get_ptr_mut(what).or_else(|| {
-        // Another processor may have been faster, which does no harm: each has memory of its own.
-        let _ = COUNTS.insert(what, &NOTHING, 0);
-        COUNTS.get_ptr_mut(what)
-    });
-    match place {
-        // SAFETY: memory of this processor's own.
-        Some(histogram) => unsafe { &mut *histogram }.observe(took),
-        None => lost(DriverLoss::Counts),
-    }
 }
 
 #[inline(always)]

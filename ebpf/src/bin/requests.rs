@@ -21,24 +21,29 @@
     reason = "the macros make public functions of their own, without a word"
 )]
 
+#[path = "../counts.rs"]
+mod counts;
 #[path = "../program.rs"]
 mod program;
 
 use aya_ebpf::{
-    bindings::bpf_pidns_info,
+    bindings::{BPF_F_NO_PREALLOC, bpf_pidns_info},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_ns_current_pid_tgid, bpf_probe_read_kernel,
         bpf_skc_to_tcp_sock,
     },
     macros::{btf_tracepoint, map},
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::BtfTracePointContext,
 };
-use outrigger_probes::{Burst, Connection, SocketFact, fold_v6, key};
+use outrigger_probes::{Burst, Connection, Histogram, SocketFact, fold_v6, key};
 use program::now;
 
 /// Connections that can be followed at once: about 2 MiB of the kernel's memory.
 const CONNECTIONS_MOST: u32 = 16_384;
+
+/// Endpoints whose writes are counted; those of any more are not, and nothing is said: metrics have no label for them either.
+const ENDPOINTS_MOST: u32 = 1024;
 
 /// Room for 10,000 bursts, which is half a second of 20,000 requests per second.
 const RING_BYTES: u32 = 1 << 20;
@@ -67,6 +72,11 @@ static PORTS: Array<u64> = Array::with_max_entries(1024, 0);
 /// Bursts that have ended.
 #[map]
 static BURSTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// How far apart writes in a row were, by [`Connection::endpoint`].
+#[map]
+static GAPS: PerCpuHashMap<u64, Histogram> =
+    PerCpuHashMap::with_max_entries(ENDPOINTS_MOST, BPF_F_NO_PREALLOC);
 
 /// Bursts for which there was no room.
 #[map]
@@ -135,8 +145,9 @@ fn sent(ctx: BtfTracePointContext) -> i32 {
     let Some(connection) = socket.followed() else { return 0 };
     let Some(tcp) = socket.tcp() else { return 0 };
     let sequence = tcp.typed(SocketFact::WriteSequence);
-    let now = now();
-    connection.is_written(now, length as u64, sequence);
+    if let Some(gap) = connection.is_written(now(), length as u64, sequence) {
+        counts::count(&GAPS, connection.endpoint, gap);
+    }
     0
 }
 

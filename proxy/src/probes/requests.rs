@@ -9,6 +9,7 @@
 
 mod fold;
 mod follow;
+mod gaps;
 mod read;
 mod timeline;
 
@@ -20,7 +21,7 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use outrigger_probes::{Connection, SocketFact};
 use parking_lot::Mutex;
 
@@ -34,6 +35,7 @@ use super::{
 };
 use crate::telemetry::{access_log::AccessLog, metrics::Metrics};
 use follow::{App, Shared};
+use gaps::Numbers;
 use read::Reader;
 
 /// The programs, as `cargo xtask ebpf` built them; empty in a build without.
@@ -75,6 +77,7 @@ struct Loaded {
     ports: Array<MapData, u64>,
     bursts: RingBuf<MapData>,
     dropped: PerCpuArray<MapData, u64>,
+    gaps: PerCpuHashMap<MapData, u64, gaps::Words>,
 }
 
 /// Loads the programs and lets them run.
@@ -90,6 +93,7 @@ fn load() -> Result<Loaded, Obstacle> {
         ports: programs.map("PORTS", Array::try_from)?,
         bursts: programs.map("BURSTS", RingBuf::try_from)?,
         dropped: programs.map("DROPPED", PerCpuArray::try_from)?,
+        gaps: programs.map("GAPS", PerCpuHashMap::try_from)?,
         programs,
     })
 }
@@ -123,6 +127,7 @@ pub(super) fn attempt() -> Result<(), Obstacle> {
 /// The probe, while it runs.
 pub(super) struct Requests {
     shared: Arc<Shared>,
+    numbers: Arc<Numbers>,
     metrics: Metrics,
     has_effect: bool,
     stop: Arc<AtomicBool>,
@@ -143,11 +148,12 @@ impl Requests {
         let loaded = load()?;
         let stop = Arc::new(AtomicBool::new(false));
         let reader = Reader::new(loaded, metrics.follow(), log.clone(), waits, Arc::clone(&stop));
-        let shared = reader.shared();
+        let (shared, numbers) = (reader.shared(), reader.numbers());
         let reader = Builder::new().name("probes".to_owned()).spawn(move || reader.run());
         let reader = reader.map_err(|error| Obstacle::Refused { why: error.to_string() })?;
         Ok(Requests {
             shared,
+            numbers,
             metrics: metrics.clone(),
             has_effect,
             stop,
@@ -157,7 +163,9 @@ impl Requests {
 
     /// What follows the connections to an endpoint.
     pub(super) fn follower(&self, backend: &str, endpoint: &str) -> Follower {
-        let app = App::new(self.metrics.app(backend, endpoint), self.has_effect);
+        let metrics = self.metrics.app(backend, endpoint);
+        let number = self.numbers.of(&metrics);
+        let app = App::new(metrics, number, self.has_effect);
         Follower::new(Arc::clone(&self.shared), app)
     }
 

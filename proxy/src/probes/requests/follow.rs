@@ -59,6 +59,8 @@ pub(super) struct Ended {
 /// The application at one endpoint, as far as the kernel tells of it.
 pub(super) struct App {
     pub(super) metrics: Arc<AppMetrics>,
+    /// What the kernel knows it by.
+    number: u64,
     /// Where what is seen is to have effect: how many requests it may have at once.
     pressure: Option<Pressure>,
     /// The reader's alone.
@@ -67,9 +69,10 @@ pub(super) struct App {
 }
 
 impl App {
-    pub(super) fn new(metrics: Arc<AppMetrics>, has_effect: bool) -> Self {
+    pub(super) fn new(metrics: Arc<AppMetrics>, number: u64, has_effect: bool) -> Self {
         App {
             metrics,
+            number,
             pressure: has_effect.then(Pressure::default),
             interval: Mutex::default(),
             endpoint: OnceLock::new(),
@@ -203,7 +206,7 @@ impl Follower {
     pub fn follow(&self, own: SocketAddr, server: SocketAddr) -> Option<Watch> {
         let key = key(own.port(), server.port(), fold(server));
         let connection = self.shared.next.fetch_add(1, Relaxed);
-        let words = Connection::new(connection).to_words();
+        let words = Connection::new(connection, self.app.number).to_words();
         if !self.shared.registry.lock().add(key, words, server.port()) {
             self.shared.metrics.unregistered.inc();
             return None;

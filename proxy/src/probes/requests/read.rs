@@ -20,6 +20,7 @@ use super::{
     Loaded, Programs,
     fold::{Fold, Span},
     follow::{Ended, Note, Registry, Shared},
+    gaps::{Gaps, Numbers},
     timeline::Timeline,
 };
 use crate::probes::overlap::{Crowd, Waits};
@@ -42,6 +43,8 @@ pub(super) struct Reader {
     bursts: RingBuf<MapData>,
     dropped: PerCpuArray<MapData, u64>,
     dropped_before: u64,
+    gaps: Gaps,
+    numbers: Arc<Numbers>,
     /// Dropping them takes them out of the kernel.
     _programs: Programs,
     fold: Fold<Ended>,
@@ -61,20 +64,22 @@ impl Reader {
         waits: Option<Waits>,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let Loaded { programs, connections, ports, bursts, dropped } = loaded;
+        let Loaded { programs, connections, ports, bursts, dropped, gaps } = loaded;
         let shared = Arc::new(Shared::new(
             Registry { connections, ports, known: HashSet::new() },
             Arc::clone(&metrics),
             waits.is_some(),
         ));
-        let fold = Fold::new();
+        let numbers = Arc::new(Numbers::default());
         Reader {
             shared,
             bursts,
             dropped,
             dropped_before: 0,
+            gaps: Gaps::new(gaps, Arc::clone(&numbers)),
+            numbers,
             _programs: programs,
-            fold,
+            fold: Fold::new(),
             waits,
             crowd: Crowd::default(),
             metrics,
@@ -85,6 +90,10 @@ impl Reader {
 
     pub(super) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
+    }
+
+    pub(super) fn numbers(&self) -> Arc<Numbers> {
+        Arc::clone(&self.numbers)
     }
 
     pub(super) fn run(mut self) {
@@ -152,6 +161,7 @@ impl Reader {
         while let Some((connection, key)) = self.fold.forget() {
             shared.dismiss(connection, key);
         }
+        self.gaps.look();
         if let Ok(counts) = self.dropped.get(&0, 0) {
             let all: u64 = counts.iter().sum();
             self.metrics.bursts_dropped.add(all - self.dropped_before);

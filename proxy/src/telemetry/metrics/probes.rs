@@ -44,6 +44,8 @@ pub struct AppMetrics {
     pub first_byte: Histogram,
     /// From there to its last write.
     pub answer: Histogram,
+    /// Between two of its writes in a row, as the kernel has counted it.
+    write_gaps: Mutex<outrigger_probes::Histogram>,
     /// How many requests it may have at once, by what is seen in its socket; 0 for any number.
     pub limit: Gauge,
     timelines: [Counter; TimelineResult::ALL.len()],
@@ -58,6 +60,7 @@ impl Default for AppMetrics {
             socket_wait: Histogram::new(APP),
             first_byte: Histogram::new(APP),
             answer: Histogram::new(APP),
+            write_gaps: Mutex::default(),
             limit: Gauge::default(),
             timelines: Default::default(),
             gpu_waits: Default::default(),
@@ -69,6 +72,11 @@ impl AppMetrics {
     /// So much was seen of a request.
     pub fn timeline(&self, result: TimelineResult) {
         self.timelines[result as usize].inc();
+    }
+
+    /// So far apart its writes were since the probe runs.
+    pub fn write_gaps(&self, gaps: outrigger_probes::Histogram) {
+        *self.write_gaps.lock().unwrap_or_else(PoisonError::into_inner) = gaps;
     }
 
     /// So much of a request was spent waiting for the GPU.
@@ -91,6 +99,8 @@ impl AppMetrics {
         page.histogram(Id::AppSocketWait, labels, &self.socket_wait);
         page.histogram(Id::AppFirstByte, labels, &self.first_byte);
         page.histogram(Id::AppAnswer, labels, &self.answer);
+        let gaps = self.write_gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        page.kernel_histogram(Id::AppWriteGap, labels, &gaps);
         let (all, name) = (TimelineResult::ALL, TimelineResult::as_str);
         page.by_value(Id::AppTimelines, labels, all, name, &self.timelines);
     }

@@ -299,6 +299,8 @@ declare! {
         "Time from the application's first read of a request to its first write, as the kernel saw it.";
     AppAnswer HISTOGRAM "app_answer_seconds" ["backend" "endpoint"]
         "Time from the application's first write of an answer to its last, as the kernel saw it.";
+    AppWriteGap HISTOGRAM "app_write_gap_seconds" ["backend" "endpoint"]
+        "Time between two writes in a row of one answer by the application, as the kernel saw it: the pace of a stream where it begins.";
     AppLimit GAUGE "app_pick_up_limit" ["backend" "endpoint"]
         "How many requests an endpoint may have at once, because others waited in its socket; 0 for any number.";
     AppGpuWait HISTOGRAM "app_gpu_wait_seconds" ["backend" "endpoint" "method" "attribution"]
