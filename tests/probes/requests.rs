@@ -134,6 +134,35 @@ async fn a_server_that_closes_every_connection_is_seen_too() {
     }
 }
 
+/// Answers one request, and says how many bytes it was.
+fn answer_once() -> (SocketAddr, Receiver<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let read = stream.read(&mut [0; 4096]).expect("a request");
+        let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
+        stream.write_all(answer).expect("the proxy");
+        tell.send(read)
+    });
+    (address, told)
+}
+
+#[tokio::test]
+async fn what_the_programs_say_is_in_the_log_at_its_debug_level() {
+    if is_impossible("requests") {
+        return;
+    }
+    let (server, read) = answer_once();
+    let proxy = Proxy::start(&format!("{}log: {{ level: debug }}\n", following(server))).await;
+    assert_eq!(Call::get("/").send(proxy.address()).await.status, 200);
+    let read = read.recv().expect("the server saw it");
+    let gone = format!("in the kernel: connection 1 is gone, of which {read} bytes were read");
+    let said = proxy.await_log(&gone).await;
+    assert!(said.contains("DEBUG") && said.contains("probe=\"requests\""), "{said}");
+}
+
 #[tokio::test]
 async fn a_stream_is_seen_from_its_first_write_to_its_last() {
     if is_impossible("requests") {

@@ -28,6 +28,7 @@ use aya_ebpf::{
     maps::{LruHashMap, PerCpuArray, RingBuf},
     programs::{ProbeContext, RetProbeContext},
 };
+use aya_log_ebpf::debug;
 use outrigger_probes::{Begun, Call, Calls, Cookie, FUNCTIONS, Frame};
 use program::now;
 
@@ -88,6 +89,7 @@ fn returned(ctx: RetProbeContext) -> u32 {
     let frame = Frame::returned(task, register(&ctx, RSP), cookie);
     // SAFETY: nobody else has the frame of a thread that is here.
     let Some(begun) = (unsafe { BEGUN.get(&frame) }).copied() else {
+        debug!((), "function {} has returned without having begun", cookie.function());
         lose(LOST_CALLS);
         return 0;
     };

@@ -38,6 +38,7 @@ use aya_ebpf::{
     maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{BtfTracePointContext, TracePointContext},
 };
+use aya_log_ebpf::debug;
 use outrigger_probes::{
     CHARACTER_DEVICE, Call, DriverFact, DriverLoss, FILE_TYPE, Flight, Histogram, Place, TOLD_FROM,
     What, major,
@@ -131,8 +132,11 @@ fn any_left(ctx: BtfTracePointContext) -> i32 {
 /// A thread has ended. It may have done so inside a call, if the driver made it.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn ended(_: BtfTracePointContext) -> i32 {
+    let task = bpf_get_current_pid_tgid();
     // Most have none.
-    let _ = FLIGHTS.remove(bpf_get_current_pid_tgid());
+    if FLIGHTS.remove(task).is_ok() {
+        debug!((), "thread {} of process {} has ended in a call", task as u32, task >> 32);
+    }
     0
 }
 

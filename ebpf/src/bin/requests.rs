@@ -36,6 +36,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::debug;
 use outrigger_probes::{Burst, Connection, Histogram, SocketFact, fold_v6, key};
 use program::now;
 
@@ -165,6 +166,12 @@ fn destroyed(ctx: BtfTracePointContext) -> i32 {
     if connection.has_begun() {
         tell(connection.burst());
     }
+    debug!(
+        (),
+        "connection {} is gone, of which {} bytes were read",
+        connection.connection,
+        connection.consumed
+    );
     // It may have been registered anew, which cannot be while its ports are in use.
     let _ = CONNECTIONS.remove(key);
     0

@@ -104,7 +104,7 @@ impl Way {
 struct Loaded {
     way: Way,
     /// Holds the programs.
-    _programs: Programs,
+    programs: Programs,
     devices: HashMap<MapData, [u64; Place::WORDS], u64>,
     flights: HashMap<MapData, u64, [u64; Flight::WORDS]>,
     counts: PerCpuHashMap<MapData, u64, [u64; Histogram::WORDS]>,
@@ -143,7 +143,7 @@ fn load_by(way: Way, facts: &[u32; DriverFact::COUNT]) -> Result<Loaded, Obstacl
         counts: programs.map("COUNTS", PerCpuHashMap::try_from)?,
         calls: programs.map("CALLS", RingBuf::try_from)?,
         lost: programs.map("LOST", PerCpuArray::try_from)?,
-        _programs: programs,
+        programs,
     })
 }
 

@@ -6,6 +6,7 @@ mod facts;
 mod load;
 mod obstacle;
 mod user;
+mod voice;
 
 pub(super) use clock::monotonic;
 pub(super) use facts::{Kernel, own_namespace, own_pids};

@@ -114,6 +114,7 @@ impl Watcher {
         }
         let watched = self.known.values().filter(|known| known.is_watched()).count();
         self.metrics.processes.set(i64::try_from(watched).unwrap_or(i64::MAX));
+        self.programs.write_down();
     }
 
     fn look(&mut self, pid: u32, now: Instant) {

@@ -123,6 +123,7 @@ impl Watcher {
             self.counted = Some(now);
             self.count();
             self.listen();
+            self.loaded.programs.write_down();
         }
         if fetched > FAST { ROUND } else { LOOK }
     }

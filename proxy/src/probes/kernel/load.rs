@@ -13,12 +13,14 @@ use aya::{
 use super::{
     obstacle::{Obstacle, Rights, explain},
     user::{UserLink, UserPoint},
+    voice::{Voice, Wanted},
 };
 
 /// The programs of one family in the kernel.
 pub(in crate::probes) struct Programs {
     loaded: Ebpf,
     btf: Btf,
+    voice: Option<Voice>,
 }
 
 impl Programs {
@@ -40,8 +42,18 @@ impl Programs {
         let btf = Btf::from_sys_fs().map_err(|error| refused(&error))?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf)).override_global("FACTS", facts, true);
-        let loaded = loader.load(object).map_err(|error| obstacle_of(&error))?;
-        Ok(Programs { loaded, btf })
+        let voice = Wanted::now();
+        voice.tell(&mut loader);
+        let mut loaded = loader.load(object).map_err(|error| obstacle_of(&error))?;
+        let voice = voice.hear(&mut loaded).map_err(|error| refused(&error))?;
+        Ok(Programs { loaded, btf, voice })
+    }
+
+    /// Writes down what the programs have said since.
+    pub(in crate::probes) fn write_down(&mut self) {
+        if let Some(voice) = &mut self.voice {
+            voice.write();
+        }
     }
 
     /// Hangs a program on a tracepoint by its type in the kernel's BTF.
@@ -53,7 +65,7 @@ impl Programs {
         name: &str,
         tracepoint: &str,
     ) -> Result<(), Obstacle> {
-        let Self { loaded, btf } = self;
+        let Self { loaded, btf, .. } = self;
         attach_typed(loaded, btf, name, tracepoint).map_err(|error| obstacle_of(&error))
     }
 

@@ -46,7 +46,7 @@ pub(super) struct Reader {
     gaps: Gaps,
     numbers: Arc<Numbers>,
     /// Dropping them takes them out of the kernel.
-    _programs: Programs,
+    programs: Programs,
     fold: Fold<Ended>,
     /// Who waits for the GPU, where a probe looks at that.
     waits: Option<Waits>,
@@ -78,7 +78,7 @@ impl Reader {
             dropped_before: 0,
             gaps: Gaps::new(gaps, Arc::clone(&numbers)),
             numbers,
-            _programs: programs,
+            programs,
             fold: Fold::new(),
             waits,
             crowd: Crowd::default(),
@@ -162,6 +162,7 @@ impl Reader {
             shared.dismiss(connection, key);
         }
         self.gaps.look();
+        self.programs.write_down();
         if let Ok(counts) = self.dropped.get(&0, 0) {
             let all: u64 = counts.iter().sum();
             self.metrics.bursts_dropped.add(all - self.dropped_before);
