@@ -237,6 +237,10 @@ impl<T> Queue<T> {
         now: Instant,
         gone: &mut Vec<(T, Why)>,
     ) -> Result<Ticket, Why> {
+        if asked.deadline.is_some_and(|own| own <= now) {
+            // It came too late by itself, which says nothing of the queue.
+            return Err(Why::Shed);
+        }
         let waits_until = now + self.settings.wait;
         let deadline = asked.deadline.map_or(waits_until, |own| own.min(waits_until));
         let late = deadline <= now || self.would_be_late(asked.class, deadline, now);

@@ -160,6 +160,25 @@ fn it_stands_no_longer_when_nobody_waits_for_a_while() {
 }
 
 #[test]
+fn those_whose_own_time_is_over_do_not_keep_it_standing() {
+    let (mut queue, start) = (Queue::new(settings(10, SECOND, 100 * MS)), Instant::now());
+    enter(&mut queue, of_class(0), 1, start);
+    assert_eq!(next(&mut queue, start + 900 * MS), Some(1));
+    let soon = start + 3 * SECOND;
+    enter(&mut queue, of_class(0), 2, soon);
+    assert!(queue.is_standing(soon));
+    assert_eq!(next(&mut queue, soon), Some(2));
+    let mut gone = Vec::new();
+    for tenth in 31..600 {
+        let now = start + tenth * 100 * MS;
+        assert_eq!(queue.enter(until(0, now), 3, now, &mut gone), Err(Why::Shed));
+    }
+    let later = start + 60 * SECOND;
+    enter(&mut queue, of_class(0), 4, later);
+    assert!(!queue.is_standing(later));
+}
+
+#[test]
 fn a_seat_is_kept_for_one_that_found_no_place() {
     let (mut queue, now) = (queue(2), Instant::now());
     enter(&mut queue, of_class(0), 1, now);
