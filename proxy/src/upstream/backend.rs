@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::{
     admission::gate::Gate,
     balance::{self, Ask, Candidates, Cost, Facts, Memory, Policy, Standing},
-    clock,
+    clock::{self, Every},
     discovery::{self, Found},
     endpoint::{Endpoint, InFlight, Joined, Registry, passive::Passive, slow_start},
     outlier::{
@@ -25,6 +25,9 @@ use crate::{
         locality::{self, Locality},
     },
 };
+
+/// How late an ejected endpoint may be tried again, so that its like is not looked for among thousands at every request.
+const PROBES_EVERY: Duration = Duration::from_millis(50);
 
 /// A named group of endpoints. Lives as long as its settings do; a reload that leaves them alone keeps it.
 pub struct Backend {
@@ -44,6 +47,8 @@ pub struct Backend {
     locality: Locality,
     changed: watch::Sender<()>,
     registry: Arc<Registry>,
+    /// When endpoints may be looked through again for one that is due for its probe.
+    probes: Every,
 }
 
 /// The endpoints of a backend at one moment.
@@ -132,6 +137,7 @@ impl Backend {
             settings,
             changed: watch::channel(()).0,
             registry,
+            probes: Every::new(PROBES_EVERY, clock::now()),
         };
         let mut found = discovery::literal(&backend.settings.endpoints);
         if discovery::is_needed(&backend.settings.endpoints) {
@@ -532,7 +538,13 @@ impl View<'_> {
         };
         let wanted =
             |i: &usize| due(&self.members.list[*i]) && self.usable(*i) && self.weight(*i) > 0.0;
-        let index = (0..self.len()).find(wanted)?;
+        if !self.backend.probes.is_due(self.now) {
+            return None;
+        }
+        let Some(index) = (0..self.len()).find(wanted) else {
+            self.backend.probes.done(self.now);
+            return None;
+        };
         let place = self.take(index)?;
         self.members.policy.sent(self.wanted.ask, self.facts(index), self.now);
         Some(place)
