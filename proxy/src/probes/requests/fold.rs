@@ -8,9 +8,10 @@
 //!
 //! A pure core: no kernel, no clock. A round is a call of [`Fold::round`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use outrigger_probes::Burst;
+use rustc_hash::FxHashMap;
 
 use super::timeline::{Timeline, merge};
 
@@ -52,7 +53,7 @@ impl Span {
 
 /// What is heard of connections, and the requests that wait for it; `T` comes back with the timeline of a request.
 pub(super) struct Fold<T> {
-    connections: HashMap<u64, Heard>,
+    connections: FxHashMap<u64, Heard>,
     waiting: VecDeque<Waiting<T>>,
     closed: VecDeque<Closed>,
     round: u32,
@@ -71,6 +72,27 @@ impl Heard {
     fn bursts_of(&self, span: &Span) -> impl Iterator<Item = &Burst> + Clone {
         let first = self.bursts.partition_point(|burst| burst.offset < span.start);
         self.bursts.range(first..).take_while(|burst| burst.offset < span.end)
+    }
+
+    /// What is known of a request by now, with what `look_up` tells to be under way.
+    fn timeline(
+        &self,
+        span: &Span,
+        look_up: &mut impl FnMut(u64) -> Option<Burst>,
+    ) -> Option<Timeline> {
+        let told = self.bursts_of(span);
+        let read: u64 = told.clone().map(|burst| burst.bytes_in).sum();
+        // When all its bytes were read by what has ended, nothing of it can be under way.
+        let current = if read >= span.end - span.start { None } else { look_up(span.key) };
+        Timeline::of(
+            (span.sent, span.ended),
+            told.copied().chain(current.filter(|burst| span.has(burst))),
+        )
+    }
+
+    /// Connections answer in order: what was before the end of a request that is known is of no use any more.
+    fn forget_until(&mut self, span: &Span) {
+        while self.bursts.pop_front_if(|burst| burst.offset < span.end).is_some() {}
     }
 }
 
@@ -91,7 +113,7 @@ impl<T> Fold<T> {
     /// Nothing heard yet.
     pub(super) fn new() -> Self {
         Fold {
-            connections: HashMap::new(),
+            connections: FxHashMap::default(),
             waiting: VecDeque::new(),
             closed: VecDeque::new(),
             round: 0,
@@ -153,40 +175,23 @@ impl<T> Fold<T> {
                 self.waiting.push_back(waiting);
                 continue;
             }
-            let timeline = self.timeline(&waiting.span, &mut look_up);
+            let mut heard = self.connections.get_mut(&waiting.span.connection);
+            let timeline = match &heard {
+                Some(heard) => heard.timeline(&waiting.span, &mut look_up),
+                None => None,
+            };
             let is_known = timeline.is_some_and(|it| it.is_complete());
             let is_over = is_known || !waiting.span.complete || age >= self.patience;
             if is_over {
-                self.forget_until(&waiting.span);
+                if let Some(heard) = &mut heard {
+                    heard.forget_until(&waiting.span);
+                }
                 done(waiting.whose, waiting.span, timeline);
             } else {
                 self.waiting.push_back(waiting);
             }
         }
         self.round = self.round.wrapping_add(1);
-    }
-
-    fn timeline(
-        &self,
-        span: &Span,
-        look_up: &mut impl FnMut(u64) -> Option<Burst>,
-    ) -> Option<Timeline> {
-        let heard = self.connections.get(&span.connection);
-        let told = heard.map(|it| it.bursts_of(span)).into_iter().flatten();
-        let read: u64 = told.clone().map(|burst| burst.bytes_in).sum();
-        // When all its bytes were read by what has ended, nothing of it can be under way.
-        let current = if read >= span.end - span.start { None } else { look_up(span.key) };
-        Timeline::of(
-            (span.sent, span.ended),
-            told.copied().chain(current.filter(|burst| span.has(burst))),
-        )
-    }
-
-    fn forget_until(&mut self, span: &Span) {
-        if let Some(heard) = self.connections.get_mut(&span.connection) {
-            let past = heard.bursts.partition_point(|burst| burst.offset < span.end);
-            heard.bursts.drain(..past);
-        }
     }
 
     /// Forgets the next connection that was closed long ago; it, and its key in the map.
