@@ -3,12 +3,14 @@
 mod btf;
 mod clock;
 mod facts;
+mod hook;
 mod load;
 mod obstacle;
 mod user;
 
 pub(super) use clock::monotonic;
 pub(super) use facts::{Kernel, own_namespace, own_pids};
+pub(super) use hook::{Function, Hook, Way};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;
 pub use user::Release;

@@ -61,7 +61,7 @@ impl Reader {
         waits: Option<Waits>,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let Loaded { programs, connections, ports, bursts, dropped } = loaded;
+        let Loaded { way: _, programs, connections, ports, bursts, dropped } = loaded;
         let shared = Arc::new(Shared::new(
             Registry { connections, ports, known: HashSet::new() },
             Arc::clone(&metrics),
