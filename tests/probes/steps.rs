@@ -4,7 +4,7 @@
 //! machine is, so that all of this holds in an emulated one, too (`older.rs`).
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
@@ -327,4 +327,25 @@ async fn a_read_that_waits_while_the_programs_go_returns() {
         writer.write_all(byte).expect("somebody reads");
         within("a read", told.recv()).await.expect("a byte");
     }
+}
+
+#[tokio::test]
+async fn calls_into_a_device_are_counted() {
+    if is_impossible("driver") {
+        return;
+    }
+    let simulator = Simulator::start(Options::named("app").fast());
+    let probes = "probes: { driver: { devices: [/dev/zero] } }";
+    let config = following(simulator.addr).replace("probes: { requests: true }", probes);
+    let proxy = Proxy::start(&config).await;
+    proxy.await_log("calls into the GPU driver are seen").await;
+    let device = File::open("/dev/zero").expect("every machine has it");
+    for _ in 0..1000 {
+        // Asks for what only a terminal has.
+        assert!(!device.is_terminal());
+    }
+    let count = "outrigger_gpu_driver_call_seconds_count";
+    let metrics = proxy.await_metrics(|metrics| metrics.get(count, &[]) >= 1000.0).await;
+    assert_eq!(metrics.get(count, &[]), 1000.0);
+    assert_eq!(metrics.get("outrigger_gpu_driver_calls_in_flight", &[]), 0.0);
 }

@@ -4,8 +4,9 @@
 //! Why: what holds a request up in the driver (memory that is allocated on its way, contexts, locks that a monitor holds, a
 //! GPU that has hung) shows nowhere else. What it does not show is the work itself: CUDA hands it over without a call.
 //!
-//! Two ways lead to the calls ([`WAYS`]). The first costs other system calls nothing and needs a tracefs that can be read;
-//! where there is none the second is taken.
+//! Three ways lead to the calls ([`WAYS`]). The first costs other system calls nothing, and needs a kernel that lets programs
+//! hang on its functions; the second costs them next to nothing, and needs a tracefs that can be read; the third needs
+//! neither.
 //!
 //! Left out: applications in another network namespace, and what is inside the arguments of a call.
 
@@ -31,7 +32,7 @@ use outrigger_config::validated as config;
 use outrigger_probes::{Call, DriverFact, Flight, Histogram, Place};
 use parking_lot::Mutex;
 
-use super::kernel::{Hook, Kernel, Obstacle, Programs, Way, own_namespace};
+use super::kernel::{Function, Hook, Kernel, Obstacle, Programs, Release, Way, own_namespace};
 use crate::telemetry::metrics::Metrics;
 use devices::Devices;
 use watch::Watcher;
@@ -48,6 +49,7 @@ mod registers {
     /// Bytes from the field to the second argument.
     pub(super) const FURTHER: u32 = 0;
     pub(super) const IOCTL: u32 = 16;
+    pub(super) const FUNCTION: &str = "__x64_sys_ioctl";
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -58,6 +60,7 @@ mod registers {
     /// Bytes from the field to the second argument.
     pub(super) const FURTHER: u32 = 8;
     pub(super) const IOCTL: u32 = 29;
+    pub(super) const FUNCTION: &str = "__arm64_sys_ioctl";
 }
 
 /// Every fact that is an offset, and where it is to be found.
@@ -83,8 +86,15 @@ const FIELDS: [(DriverFact, &str, &[&str]); DriverFact::COUNT - 3] = [
 /// Before all others: of a call whose beginning is seen the end is to be seen, too.
 const ENDED: (&str, Hook) = ("ended", Hook::Tracepoint("sched_process_exit"));
 
+/// What the system call is inside the kernel; its parameter are the registers.
+const IOCTL: Function = Function { name: registers::FUNCTION, parameters: 1 };
+
 /// How ioctls are seen, the ends before the beginnings.
 const WAYS: &[Way] = &[
+    Way {
+        told: "by the function of ioctl",
+        programs: &[ENDED, ("returned", Hook::Return(IOCTL)), ("called", Hook::Entry(IOCTL))],
+    },
     Way {
         told: "by the tracepoints of ioctl",
         programs: &[
@@ -103,6 +113,9 @@ const WAYS: &[Way] = &[
     },
 ];
 
+/// The first kernel that gives programs the task they run for by its type.
+const TASK: Release = Release { major: 5, minor: 11 };
+
 /// Programs that run in the kernel, and the maps that they share with us.
 struct Loaded {
     way: &'static Way,
@@ -118,6 +131,7 @@ struct Loaded {
 /// Loads the programs and lets them run, by the cheapest way that can be. `named` says whether single files are looked for,
 /// which costs every ioctl on a file a little.
 fn load(named: bool) -> Result<Loaded, Obstacle> {
+    TASK.required()?;
     let kernel = Kernel::running()?;
     let (mut programs, way) = Programs::hung(OBJECT, &facts(&kernel, named)?, &kernel, WAYS)?;
     Ok(Loaded {

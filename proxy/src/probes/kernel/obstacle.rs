@@ -23,6 +23,13 @@ pub enum Obstacle {
     /// The kernel has nothing of what programs would have to hang on; of each way in which they could, the first that it
     /// lacks.
     NoHook(Vec<Hook>),
+    /// The kernel lacks something that programs call.
+    Older {
+        /// The one that runs.
+        running: Release,
+        /// The first that has it.
+        first: Release,
+    },
     /// The kernel has no such field.
     NoField {
         /// Its name.
@@ -76,6 +83,9 @@ impl fmt::Display for Obstacle {
                 let missing: Vec<String> = missing.iter().map(Hook::to_string).collect();
                 write!(f, "the kernel has no {}", missing.join(" and no "))
             }
+            Self::Older { running, first } => {
+                write!(f, "Linux {running} is older than {first}")
+            }
             Self::NoField { field } => write!(f, "the kernel has no field `{field}`"),
             Self::NoNamespace => write!(f, "/proc/self/ns/net cannot be read"),
             Self::Architecture(name) => write!(f, "not done on {name}, only on x86_64"),
@@ -123,6 +133,7 @@ impl Obstacle {
                 "needs a kernel with CONFIG_FTRACE_SYSCALLS"
             }
             Self::NoHook(_) => "needs Linux 5.10 or newer, on other processors than x86-64 6.3",
+            Self::Older { .. } => "needs a newer kernel",
             Self::NoField { .. } => "needs a kernel that has it; please report the version",
             Self::NoNamespace => "mount /proc",
             Self::Capabilities(_) => {
