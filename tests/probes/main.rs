@@ -6,6 +6,7 @@
 mod cuda;
 mod driver;
 mod guest;
+mod older;
 mod requests;
 mod servers;
 mod sockets;
