@@ -4,7 +4,7 @@
 //! other system call pays; otherwise the tracepoints syscalls/sys_enter_ioctl and sys_exit_ioctl where user space can read
 //! tracefs, which cost others next to nothing; otherwise `sys_enter` and `sys_exit` by their types in the kernel's BTF,
 //! which see every system call and pick out ioctl. And `sched_process_exit`, for a thread that ended inside a call.
-//! Kernel: 6.1, whose maps can grow inside a program; run on 6.1 and 6.18. Built with BTF.
+//! Kernel: 5.11, which has the task by its type, built with BTF; run on 5.15, 6.1, 6.12 and 6.18.
 //! Capabilities: CAP_BPF and CAP_PERFMON.
 //! Cost per event: see `ebpf/README.md`.
 //!

@@ -4,7 +4,7 @@
 //! (something was written) and `tcp_destroy_sock` (a connection is gone), by their types in the kernel's BTF (`tp_btf`), so
 //! that no tracefs has to be mounted. Where the kernel is older than the two in the middle, or does not show them what
 //! sendfile writes, the returns of `tcp_recvmsg`, `tcp_sendmsg` and `tcp_sendpage` instead (fexit).
-//! Kernel: 5.10, built with BTF; run on 5.10, 6.1 and 6.18.
+//! Kernel: 5.10, built with BTF; run on 5.10, 5.15, 6.1, 6.12 and 6.18.
 //! Capabilities: CAP_BPF and CAP_PERFMON.
 //! Cost per event: see `ebpf/README.md`; a socket of another network namespace costs a look at its namespace, one that is
 //! not followed a look into the map more.
