@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use nix::sys::signal::Signal;
+use outrigger_probes::Connection;
 use outrigger_tests::harness::{Call, Launch, Process, Proxy, program};
 use outrigger_tests::sim::{Options, Simulator};
 
@@ -34,6 +36,27 @@ pub(crate) fn still_there(programs: &[u32], maps: &[u32]) -> usize {
     left + all.filter(|map| maps.contains(&map.id())).count()
 }
 
+/// Waits until the kernel has none of them any more.
+pub(crate) async fn await_gone(programs: &[u32], maps: &[u32]) {
+    // It frees them when nobody can run them any more, and tells nobody.
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let patience = Instant::now() + Duration::from_secs(10);
+    while still_there(programs, maps) > 0 {
+        assert!(Instant::now() < patience, "{programs:?} {maps:?} are left");
+        pause.tick().await;
+    }
+}
+
+/// What the kernel holds of the connections of this proxy.
+pub(crate) fn connections(proxy: &Proxy) -> Vec<Connection> {
+    let maps = held(proxy.pid(), "map_id").into_iter();
+    let maps = maps.filter_map(|id| MapData::from_id(id).ok());
+    let is_it = |map: &MapData| map.info().is_ok_and(|it| it.name() == b"CONNECTIONS");
+    let map = Map::HashMap(maps.into_iter().find(is_it).expect("the map of the probe"));
+    let map: HashMap<_, u64, [u64; Connection::WORDS]> = map.try_into().expect("its types");
+    map.iter().filter_map(Result::ok).map(|(_, words)| Connection::from_words(words)).collect()
+}
+
 #[tokio::test]
 async fn a_proxy_that_is_killed_leaves_nothing_in_the_kernel() {
     if is_impossible("requests") {
@@ -47,13 +70,7 @@ async fn a_proxy_that_is_killed_leaves_nothing_in_the_kernel() {
     assert!(still_there(&programs, &maps) >= 7, "what is there can be seen");
     proxy.signal(Signal::SIGKILL);
     proxy.wait_exit(Duration::from_secs(10)).await;
-    // The kernel frees them when nobody can run them any more, and tells nobody.
-    let mut pause = tokio::time::interval(Duration::from_millis(20));
-    let patience = Instant::now() + Duration::from_secs(10);
-    while still_there(&programs, &maps) > 0 {
-        assert!(Instant::now() < patience, "{programs:?} {maps:?} are left");
-        pause.tick().await;
-    }
+    await_gone(&programs, &maps).await;
 }
 
 /// A probe, and what stands in its way.

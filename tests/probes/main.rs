@@ -6,21 +6,27 @@
 mod cuda;
 mod driver;
 mod guest;
+mod older;
 mod requests;
 mod servers;
 mod sockets;
+mod steps;
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::LazyLock;
 
-use outrigger_tests::harness::program;
+use outrigger_tests::harness::{Metrics, program};
 
 /// Whether a probe cannot run here; if so, why, said past the test runner's capture.
 fn is_impossible(probe: &str) -> bool {
-    let output = Command::new(program()).arg("doctor").output().expect("the program can be run");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = told.lines().find(|line| line.starts_with(probe)).expect("a line of each probe");
+    // It loads every probe, which takes a while.
+    static TOLD: LazyLock<String> = LazyLock::new(|| {
+        let output = Command::new(program()).arg("doctor").output();
+        String::from_utf8_lossy(&output.expect("the program can be run").stdout).into_owned()
+    });
+    let line = TOLD.lines().find(|line| line.starts_with(probe)).expect("a line of each probe");
     if !line.contains("impossible") {
         return false;
     }
@@ -32,6 +38,18 @@ fn is_impossible(probe: &str) -> bool {
 fn not_tested(why: &str) {
     assert!(std::env::var_os("OUTRIGGER_PROBES_REQUIRED").is_none(), "NOT TESTED: {why}");
     let _ = writeln!(std::io::stderr(), "NOT TESTED, {why}");
+}
+
+/// How many timelines ended so; all of them with an empty word.
+fn timelines(metrics: &Metrics, result: &str) -> f64 {
+    let labels = [("result", result)];
+    let labels = if result.is_empty() { &[][..] } else { &labels };
+    metrics.get("outrigger_app_timelines_total", labels)
+}
+
+/// Nothing was lost for want of room.
+fn assert_nothing_lost(metrics: &Metrics) {
+    assert_eq!(metrics.get("outrigger_probe_lost_total", &[]), 0.0, "{}", metrics.text);
 }
 
 fn following(server: SocketAddr) -> String {

@@ -12,21 +12,7 @@ mod run;
 
 use std::io::Write;
 
-use outrigger_tests::harness::Metrics;
-
 /// Says it past the test runner's capture.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// How many timelines ended so; all of them with an empty word.
-fn timelines(metrics: &Metrics, result: &str) -> f64 {
-    let labels = [("result", result)];
-    let labels = if result.is_empty() { &[][..] } else { &labels };
-    metrics.get("outrigger_app_timelines_total", labels)
-}
-
-/// Nothing was lost for want of room.
-fn assert_nothing_lost(metrics: &Metrics) {
-    assert_eq!(metrics.get("outrigger_probe_lost_total", &[]), 0.0, "{}", metrics.text);
 }

@@ -7,6 +7,7 @@
 mod apt;
 mod deny;
 mod nginx;
+mod older;
 pub(crate) mod probes;
 mod promtool;
 mod python;
@@ -41,6 +42,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     if needs.contains(&Need::Clients) {
         python::CLIENTS.ensure()?;
         nginx::ensure();
+        older::ensure();
     }
     if needs.contains(&Need::Checks) {
         promtool::ensure()?;

@@ -46,6 +46,12 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
+/// What a command that succeeds says, without the space around it.
+pub(crate) fn said(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+}
+
 /// Where in PATH a program is.
 pub(crate) fn found(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;

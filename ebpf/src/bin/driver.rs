@@ -1,9 +1,10 @@
 //! Times the calls of applications into the GPU's driver: ioctls on the files of its devices.
 //!
-//! Hooks: the tracepoints syscalls/sys_enter_ioctl and sys_exit_ioctl where user space can read tracefs, for they cost other
-//! system calls next to nothing; otherwise `sys_enter` and `sys_exit` by their types in the kernel's BTF, which see every
-//! system call and pick out ioctl. And `sched_process_exit`, for a thread that ended inside a call.
-//! Kernel: 6.1, whose maps can grow inside a program; tried on 6.18. Built with BTF.
+//! Hooks: the function of the system call (fentry and fexit) where the kernel lets programs hang on functions, for then no
+//! other system call pays; otherwise the tracepoints syscalls/sys_enter_ioctl and sys_exit_ioctl where user space can read
+//! tracefs, which cost others next to nothing; otherwise `sys_enter` and `sys_exit` by their types in the kernel's BTF,
+//! which see every system call and pick out ioctl. And `sched_process_exit`, for a thread that ended inside a call.
+//! Kernel: 5.11, which has the task by its type, built with BTF; run on 5.15, 6.1, 6.12 and 6.18.
 //! Capabilities: CAP_BPF and CAP_PERFMON.
 //! Cost per event: see `ebpf/README.md`.
 //!
@@ -12,7 +13,7 @@
 //! counted here, by device and command; single ones are told when somebody waited long, without waking anyone; what is
 //! under way is in a map for everyone to look up.
 //!
-//! Left out: 32-bit programs on a 64-bit kernel. The first way does not see them; the second may take their lchown, which
+//! Left out: 32-bit programs on a 64-bit kernel. The first two ways do not see them; the third may take their lchown, which
 //! has the number of ioctl, for one on a device.
 
 #![no_std]
@@ -34,9 +35,9 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_current_task_btf,
     },
-    macros::{btf_tracepoint, map, tracepoint},
+    macros::{btf_tracepoint, fentry, fexit, map, tracepoint},
     maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
-    programs::{BtfTracePointContext, TracePointContext},
+    programs::{BtfTracePointContext, FEntryContext, FExitContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
 use outrigger_probes::{
@@ -104,6 +105,20 @@ fn left(_: TracePointContext) -> u32 {
     0
 }
 
+/// The function of ioctl begins, which has the registers of the system call for its argument.
+#[fentry]
+fn called(ctx: FEntryContext) -> i32 {
+    begins_with(Typed(ctx.arg(0)));
+    0
+}
+
+/// It has returned.
+#[fexit]
+fn returned(_: FExitContext) -> i32 {
+    ends();
+    0
+}
+
 /// Some system call begins.
 #[btf_tracepoint(function = "sys_enter")]
 fn any_entered(ctx: BtfTracePointContext) -> i32 {
@@ -111,10 +126,7 @@ fn any_entered(ctx: BtfTracePointContext) -> i32 {
     if number != u64::from(fact(DriverFact::Ioctl)) {
         return 0;
     }
-    let registers = Typed(ctx.arg(0));
-    let descriptor: u64 = registers.field(DriverFact::FirstArgument);
-    let command: u64 = registers.field(DriverFact::SecondArgument);
-    begins(descriptor as u32, command as u32);
+    begins_with(Typed(ctx.arg(0)));
     0
 }
 
@@ -138,6 +150,14 @@ fn ended(_: BtfTracePointContext) -> i32 {
         debug!((), "thread {} of process {} has ended in a call", task as u32, task >> 32);
     }
     0
+}
+
+/// These are the registers of an ioctl that begins.
+#[inline(always)]
+fn begins_with(registers: Typed) {
+    let descriptor: u64 = registers.field(DriverFact::FirstArgument);
+    let command: u64 = registers.field(DriverFact::SecondArgument);
+    begins(descriptor as u32, command as u32);
 }
 
 #[inline(always)]

@@ -2,8 +2,9 @@
 //!
 //! Hooks: the tracepoints `tcp_probe` (a segment has come), `sock_recv_length` (something was read), `sock_send_length`
 //! (something was written) and `tcp_destroy_sock` (a connection is gone), by their types in the kernel's BTF (`tp_btf`), so
-//! that no tracefs has to be mounted.
-//! Kernel: 6.3, which has the two in the middle, built with BTF.
+//! that no tracefs has to be mounted. Where the kernel is older than the two in the middle, or does not show them what
+//! sendfile writes, the returns of `tcp_recvmsg`, `tcp_sendmsg` and `tcp_sendpage` instead (fexit).
+//! Kernel: 5.10, built with BTF; run on 5.10, 5.15, 6.1, 6.12 and 6.18.
 //! Capabilities: CAP_BPF and CAP_PERFMON.
 //! Cost per event: see `ebpf/README.md`; a socket of another network namespace costs a look at its namespace, one that is
 //! not followed a look into the map more.
@@ -32,9 +33,9 @@ use aya_ebpf::{
         bpf_get_current_pid_tgid, bpf_get_ns_current_pid_tgid, bpf_probe_read_kernel,
         bpf_skc_to_tcp_sock,
     },
-    macros::{btf_tracepoint, map},
+    macros::{btf_tracepoint, fexit, map},
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, FExitContext},
 };
 use aya_log_ebpf::debug;
 use outrigger_probes::{Burst, Connection, Histogram, SocketFact, fold_v6, key};
@@ -57,6 +58,9 @@ const FIN: u8 = 1;
 
 /// Nothing was taken out of the socket by such a read.
 const MSG_PEEK: i32 = 2;
+
+/// Such a read is of what the socket says of bytes that were sent, and not of bytes that came.
+const MSG_ERRQUEUE: i32 = 0x2000;
 
 /// The facts of [`SocketFact`], put in before loading.
 #[unsafe(no_mangle)]
@@ -121,34 +125,42 @@ fn arrived(ctx: BtfTracePointContext) -> i32 {
 /// Something was read from a socket, or could not be.
 #[btf_tracepoint(function = "sock_recv_length")]
 fn received(ctx: BtfTracePointContext) -> i32 {
-    let (length, flags): (i32, i32) = (ctx.arg(1), ctx.arg(2));
-    if length <= 0 || flags & MSG_PEEK != 0 {
-        return 0;
-    }
-    let socket = Socket(ctx.arg(0));
-    let Some(connection) = socket.followed() else { return 0 };
-    let Some(tcp) = socket.tcp() else { return 0 };
-    let sequence = tcp.typed(SocketFact::WriteSequence);
-    let now = now();
-    let task = if connection.picked == 0 { reader() } else { 0 };
-    connection.is_read(now, length as u64, task, sequence);
+    is_received(Socket(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// The same, as `tcp_recvmsg` was up to Linux 5.18: socket, message, length, whether to wait, flags, address.
+#[fexit(function = "tcp_recvmsg")]
+fn received_of_six(ctx: FExitContext) -> i32 {
+    is_received(Socket(ctx.arg(0)), ctx.arg(6), ctx.arg(4));
+    0
+}
+
+/// The same, as it was from 5.19 on: socket, message, length, flags, address.
+#[fexit(function = "tcp_recvmsg")]
+fn received_of_five(ctx: FExitContext) -> i32 {
+    is_received(Socket(ctx.arg(0)), ctx.arg(5), ctx.arg(3));
     0
 }
 
 /// Something was written to a socket, or could not be.
 #[btf_tracepoint(function = "sock_send_length")]
 fn sent(ctx: BtfTracePointContext) -> i32 {
-    let length: i32 = ctx.arg(1);
-    if length <= 0 {
-        return 0;
-    }
-    let socket = Socket(ctx.arg(0));
-    let Some(connection) = socket.followed() else { return 0 };
-    let Some(tcp) = socket.tcp() else { return 0 };
-    let sequence = tcp.typed(SocketFact::WriteSequence);
-    if let Some(gap) = connection.is_written(now(), length as u64, sequence) {
-        counts::count(&GAPS, connection.endpoint, gap);
-    }
+    is_sent(Socket(ctx.arg(0)), ctx.arg(1));
+    0
+}
+
+/// The same; its arguments are socket, message and length.
+#[fexit(function = "tcp_sendmsg")]
+fn sent_message(ctx: FExitContext) -> i32 {
+    is_sent(Socket(ctx.arg(0)), ctx.arg(3));
+    0
+}
+
+/// A piece of a file, or of a pipe, was written. Its arguments are socket, page, offset, length and flags.
+#[fexit(function = "tcp_sendpage")]
+fn sent_page(ctx: FExitContext) -> i32 {
+    is_sent(Socket(ctx.arg(0)), ctx.arg(5));
     0
 }
 
@@ -175,6 +187,34 @@ fn destroyed(ctx: BtfTracePointContext) -> i32 {
     // It may have been registered anew, which cannot be while its ports are in use.
     let _ = CONNECTIONS.remove(key);
     0
+}
+
+/// So many bytes were read from a socket with such flags; less than one is an error.
+#[inline(always)]
+fn is_received(socket: Socket, length: i32, flags: i32) {
+    if length <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) != 0 {
+        return;
+    }
+    let Some(connection) = socket.followed() else { return };
+    let Some(tcp) = socket.tcp() else { return };
+    let sequence = tcp.typed(SocketFact::WriteSequence);
+    let now = now();
+    let task = if connection.picked == 0 { reader() } else { 0 };
+    connection.is_read(now, length as u64, task, sequence);
+}
+
+/// So many bytes were written to a socket; less than one is an error.
+#[inline(always)]
+fn is_sent(socket: Socket, length: i32) {
+    if length <= 0 {
+        return;
+    }
+    let Some(connection) = socket.followed() else { return };
+    let Some(tcp) = socket.tcp() else { return };
+    let sequence = tcp.typed(SocketFact::WriteSequence);
+    if let Some(gap) = connection.is_written(now(), length as u64, sequence) {
+        counts::count(&GAPS, connection.endpoint, gap);
+    }
 }
 
 /// Who reads: as the proxy's PID namespace counts, where it has them.

@@ -21,7 +21,7 @@ const PROBES: &[Probe] = &[
         name: "requests",
         what: "where each request's time went, at the application's socket",
         is_wanted: |settings| settings.requests,
-        attempt: |_| requests::attempt().map(|()| Vec::new()),
+        attempt: |_| requests::attempt().map(|how| vec![how]),
     },
     Probe {
         name: "driver",

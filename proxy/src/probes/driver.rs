@@ -4,8 +4,9 @@
 //! Why: what holds a request up in the driver (memory that is allocated on its way, contexts, locks that a monitor holds, a
 //! GPU that has hung) shows nowhere else. What it does not show is the work itself: CUDA hands it over without a call.
 //!
-//! Two ways lead to the calls ([`Way`]). The first costs other system calls nothing and needs a tracefs that can be read;
-//! where there is none the second is taken.
+//! Three ways lead to the calls ([`WAYS`]). The first costs other system calls nothing, and needs a kernel that lets programs
+//! hang on its functions; the second costs them next to nothing, and needs a tracefs that can be read; the third needs
+//! neither.
 //!
 //! Left out: applications in another network namespace, and what is inside the arguments of a call.
 
@@ -31,7 +32,7 @@ use outrigger_config::validated as config;
 use outrigger_probes::{Call, DriverFact, Flight, Histogram, Place};
 use parking_lot::Mutex;
 
-use super::kernel::{Kernel, Obstacle, Programs, own_namespace};
+use super::kernel::{Function, Hook, Kernel, Obstacle, Programs, Release, Way, own_namespace};
 use crate::telemetry::metrics::Metrics;
 use devices::Devices;
 use watch::Watcher;
@@ -48,6 +49,7 @@ mod registers {
     /// Bytes from the field to the second argument.
     pub(super) const FURTHER: u32 = 0;
     pub(super) const IOCTL: u32 = 16;
+    pub(super) const FUNCTION: &str = "__x64_sys_ioctl";
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -58,6 +60,7 @@ mod registers {
     /// Bytes from the field to the second argument.
     pub(super) const FURTHER: u32 = 8;
     pub(super) const IOCTL: u32 = 29;
+    pub(super) const FUNCTION: &str = "__arm64_sys_ioctl";
 }
 
 /// Every fact that is an offset, and where it is to be found.
@@ -80,29 +83,42 @@ const FIELDS: [(DriverFact, &str, &[&str]); DriverFact::COUNT - 3] = [
     (DriverFact::SecondArgument, "pt_regs", &[registers::SECOND]),
 ];
 
-/// How the programs get to see ioctls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// By the tracepoints of this system call.
-    Tracepoints,
-    /// By the tracepoints of all system calls.
-    EverySyscall,
-}
+/// Before all others: of a call whose beginning is seen the end is to be seen, too.
+const ENDED: (&str, Hook) = ("ended", Hook::Tracepoint("sched_process_exit"));
 
-impl Way {
-    fn as_str(self) -> &'static str {
-        match self {
-            Way::Tracepoints => "by the tracepoints of ioctl",
-            Way::EverySyscall => {
-                "by looking at every system call (a tracefs at /sys/kernel/tracing that can be read would make it cheaper)"
-            }
-        }
-    }
-}
+/// What the system call is inside the kernel; its parameter are the registers.
+const IOCTL: Function = Function { name: registers::FUNCTION, parameters: 1 };
+
+/// How ioctls are seen, the ends before the beginnings.
+const WAYS: &[Way] = &[
+    Way {
+        told: "by the function of ioctl",
+        programs: &[ENDED, ("returned", Hook::Return(IOCTL)), ("called", Hook::Entry(IOCTL))],
+    },
+    Way {
+        told: "by the tracepoints of ioctl",
+        programs: &[
+            ENDED,
+            ("left", Hook::Listed("syscalls", "sys_exit_ioctl")),
+            ("entered", Hook::Listed("syscalls", "sys_enter_ioctl")),
+        ],
+    },
+    Way {
+        told: "by looking at every system call (a tracefs at /sys/kernel/tracing that can be read would make it cheaper)",
+        programs: &[
+            ENDED,
+            ("any_left", Hook::Tracepoint("sys_exit")),
+            ("any_entered", Hook::Tracepoint("sys_enter")),
+        ],
+    },
+];
+
+/// The first kernel that gives programs the task they run for by its type.
+const TASK: Release = Release { major: 5, minor: 11 };
 
 /// Programs that run in the kernel, and the maps that they share with us.
 struct Loaded {
-    way: Way,
+    way: &'static Way,
     /// Holds the programs.
     programs: Programs,
     devices: HashMap<MapData, [u64; Place::WORDS], u64>,
@@ -112,30 +128,12 @@ struct Loaded {
     lost: PerCpuArray<MapData, u64>,
 }
 
-/// Loads the programs and lets them run, by the cheaper way if that can be. `named` says whether single files are looked
-/// for, which costs every ioctl on a file a little.
+/// Loads the programs and lets them run, by the cheapest way that can be. `named` says whether single files are looked for,
+/// which costs every ioctl on a file a little.
 fn load(named: bool) -> Result<Loaded, Obstacle> {
-    let facts = facts(&Kernel::running()?, named)?;
-    load_by(Way::Tracepoints, &facts).or_else(|obstacle| {
-        tracing::debug!("no tracepoints of ioctl: {obstacle}");
-        load_by(Way::EverySyscall, &facts)
-    })
-}
-
-fn load_by(way: Way, facts: &[u32; DriverFact::COUNT]) -> Result<Loaded, Obstacle> {
-    let mut programs = Programs::new(OBJECT, facts)?;
-    // The ends first: of a call whose beginning is seen the end is seen, too.
-    programs.attach_typed("ended", "sched_process_exit")?;
-    match way {
-        Way::Tracepoints => {
-            programs.attach_tracepoint("left", "syscalls", "sys_exit_ioctl")?;
-            programs.attach_tracepoint("entered", "syscalls", "sys_enter_ioctl")?;
-        }
-        Way::EverySyscall => {
-            programs.attach_typed("any_left", "sys_exit")?;
-            programs.attach_typed("any_entered", "sys_enter")?;
-        }
-    }
+    TASK.required()?;
+    let kernel = Kernel::running()?;
+    let (mut programs, way) = Programs::hung(OBJECT, &facts(&kernel, named)?, &kernel, WAYS)?;
     Ok(Loaded {
         way,
         devices: programs.map("DEVICES", HashMap::try_from)?,
@@ -148,7 +146,6 @@ fn load_by(way: Way, facts: &[u32; DriverFact::COUNT]) -> Result<Loaded, Obstacl
 }
 
 fn facts(kernel: &Kernel, named: bool) -> Result<[u32; DriverFact::COUNT], Obstacle> {
-    kernel.has(["sys_enter", "sys_exit", "sched_process_exit"])?;
     let mut facts = [0; DriverFact::COUNT];
     let offsets = kernel.offsets(FIELDS.map(|(_, structure, path)| (structure, path)))?;
     for ((fact, ..), offset) in FIELDS.iter().zip(offsets) {
@@ -166,7 +163,7 @@ fn facts(kernel: &Kernel, named: bool) -> Result<[u32; DriverFact::COUNT], Obsta
 /// # Errors
 /// What stands in the way.
 pub(super) fn attempt() -> Result<String, Obstacle> {
-    let way = load(false)?.way.as_str();
+    let way = load(false)?.way.told;
     let mut devices = Devices::new(&[]);
     devices.look();
     let xid = match xid::open() {
@@ -190,7 +187,7 @@ impl Driver {
     /// What stands in the way.
     pub(super) fn start(settings: &config::Driver, metrics: &Metrics) -> Result<Self, Obstacle> {
         let loaded = load(!settings.devices.is_empty())?;
-        let way = loaded.way.as_str();
+        let way = loaded.way.told;
         let watcher = Watcher::new(loaded, settings, metrics.driver());
         tracing::info!("calls into the GPU driver are seen {way}; {}", watcher.found());
         let watcher = Arc::new(Mutex::new(watcher));

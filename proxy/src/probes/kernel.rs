@@ -3,6 +3,7 @@
 mod btf;
 mod clock;
 mod facts;
+mod hook;
 mod load;
 mod obstacle;
 mod user;
@@ -10,6 +11,7 @@ mod voice;
 
 pub(super) use clock::monotonic;
 pub(super) use facts::{Kernel, own_namespace, own_pids};
+pub(super) use hook::{Function, Hook, Way};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;
 pub use user::Release;

@@ -30,7 +30,7 @@ pub use follow::{Attendance, Follower, Watch};
 pub use timeline::Timeline;
 
 use super::{
-    kernel::{Kernel, Obstacle, Programs, own_namespace, own_pids},
+    kernel::{Function, Hook, Kernel, Obstacle, Programs, Way, own_namespace, own_pids},
     overlap::Waits,
 };
 use crate::telemetry::{access_log::AccessLog, metrics::Metrics};
@@ -41,13 +41,52 @@ use read::Reader;
 /// The programs, as `cargo xtask ebpf` built them; empty in a build without.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/requests.o"));
 
-/// Its programs and the tracepoints that they hang on.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("arrived", "tcp_probe"),
-    ("received", "sock_recv_length"),
-    ("sent", "sock_send_length"),
-    ("destroyed", "tcp_destroy_sock"),
+/// When a segment has come, and when a connection is gone, is told alike everywhere.
+const ARRIVED: (&str, Hook) = ("arrived", Hook::Tracepoint("tcp_probe"));
+const DESTROYED: (&str, Hook) = ("destroyed", Hook::Tracepoint("tcp_destroy_sock"));
+
+const SENT_MESSAGE: (&str, Hook) = ("sent_message", returned("tcp_sendmsg", 3));
+const SENT_PAGE: (&str, Hook) = ("sent_page", returned("tcp_sendpage", 5));
+
+const BY_FUNCTIONS: &str = "by functions of TCP";
+
+/// How reads and writes are seen. `tcp_sendpage` is in kernels before 6.5, and what sendfile writes goes through it alone
+/// there: their tracepoints, if they have them, do not see it.
+const WAYS: &[Way] = &[
+    Way {
+        told: BY_FUNCTIONS,
+        programs: &[
+            ARRIVED,
+            ("received_of_five", returned("tcp_recvmsg", 5)),
+            SENT_MESSAGE,
+            SENT_PAGE,
+            DESTROYED,
+        ],
+    },
+    Way {
+        told: BY_FUNCTIONS,
+        programs: &[
+            ARRIVED,
+            ("received_of_six", returned("tcp_recvmsg", 6)),
+            SENT_MESSAGE,
+            SENT_PAGE,
+            DESTROYED,
+        ],
+    },
+    Way {
+        told: "by tracepoints of sockets",
+        programs: &[
+            ARRIVED,
+            ("received", Hook::Tracepoint("sock_recv_length")),
+            ("sent", Hook::Tracepoint("sock_send_length")),
+            DESTROYED,
+        ],
+    },
 ];
+
+const fn returned(name: &'static str, parameters: u32) -> Hook {
+    Hook::Return(Function { name, parameters })
+}
 
 /// Every fact but the namespaces, and where it is to be found.
 const FIELDS: [(SocketFact, &str, &[&str]); SocketFact::COUNT - 3] = [
@@ -71,6 +110,7 @@ type Words = [u64; Connection::WORDS];
 
 /// Programs that run in the kernel, and the maps that they share with us.
 struct Loaded {
+    way: &'static Way,
     /// Holds the programs.
     programs: Programs,
     connections: HashMap<MapData, u64, Words>,
@@ -83,12 +123,9 @@ struct Loaded {
 /// Loads the programs and lets them run.
 fn load() -> Result<Loaded, Obstacle> {
     let kernel = Kernel::running()?;
-    kernel.has(PROGRAMS.map(|(_, tracepoint)| tracepoint))?;
-    let mut programs = Programs::new(OBJECT, &facts(&kernel)?)?;
-    for (name, tracepoint) in PROGRAMS {
-        programs.attach_typed(name, tracepoint)?;
-    }
+    let (mut programs, way) = Programs::hung(OBJECT, &facts(&kernel)?, &kernel, WAYS)?;
     Ok(Loaded {
+        way,
         connections: programs.map("CONNECTIONS", HashMap::try_from)?,
         ports: programs.map("PORTS", Array::try_from)?,
         bursts: programs.map("BURSTS", RingBuf::try_from)?,
@@ -116,12 +153,12 @@ fn facts(kernel: &Kernel) -> Result<[u32; SocketFact::COUNT], Obstacle> {
     Ok(facts)
 }
 
-/// Whether it can run here: loads it and takes it out again.
+/// Whether it can run here, and how: loads it and takes it out again.
 ///
 /// # Errors
 /// What stands in the way.
-pub(super) fn attempt() -> Result<(), Obstacle> {
-    load().map(drop)
+pub(super) fn attempt() -> Result<String, Obstacle> {
+    Ok(format!("reads and writes are seen {}", load()?.way.told))
 }
 
 /// The probe, while it runs.
@@ -146,6 +183,7 @@ impl Requests {
         has_effect: bool,
     ) -> Result<Self, Obstacle> {
         let loaded = load()?;
+        tracing::info!("reads and writes of the application are seen {}", loaded.way.told);
         let stop = Arc::new(AtomicBool::new(false));
         let reader = Reader::new(loaded, metrics.follow(), log.clone(), waits, Arc::clone(&stop));
         let (shared, numbers) = (reader.shared(), reader.numbers());

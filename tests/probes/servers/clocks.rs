@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::run::{self, FLAVOURS, Server};
-use super::{assert_nothing_lost, say, timelines};
-use crate::{following, is_impossible};
+use super::say;
+use crate::{assert_nothing_lost, following, is_impossible, timelines};
 
 /// How many requests are compared.
 const CALLS: usize = 400;

@@ -6,27 +6,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use aya::maps::{HashMap, Map, MapData};
-use outrigger_probes::Connection;
 use outrigger_tests::harness::{Call, Client, Feed, Load, Protocol, Proxy, Raw};
 use outrigger_tests::sim::{Options, Simulator};
 use serde_json::Value;
 
 use super::clocks::{BOUND, noted, seconds, since};
 use super::run::{self, FILES, FLAVOURS, Server};
-use super::{assert_nothing_lost, say, timelines};
-use crate::guest::held;
-use crate::{following, is_impossible};
-
-/// What the kernel holds of the connections of this proxy.
-fn connections(proxy: &Proxy) -> Vec<Connection> {
-    let maps = held(proxy.pid(), "map_id").into_iter();
-    let maps = maps.filter_map(|id| MapData::from_id(id).ok());
-    let is_it = |map: &MapData| map.info().is_ok_and(|it| it.name() == b"CONNECTIONS");
-    let map = Map::HashMap(maps.into_iter().find(is_it).expect("the map of the probe"));
-    let map: HashMap<_, u64, [u64; Connection::WORDS]> = map.try_into().expect("its types");
-    map.iter().filter_map(Result::ok).map(|(_, words)| Connection::from_words(words)).collect()
-}
+use super::say;
+use crate::guest::connections;
+use crate::{assert_nothing_lost, following, is_impossible, timelines};
 
 /// Sends a piece, and waits until the application has read so many bytes in all.
 async fn feed(feed: &Feed, server: &Server, piece: &'static [u8], all: usize) {

@@ -8,8 +8,8 @@ use outrigger_tests::harness::Proxy;
 use outrigger_tests::sim::{Options, Simulator, pattern};
 
 use super::run::{self, END};
-use super::{assert_nothing_lost, say, timelines};
-use crate::{following, is_impossible};
+use super::say;
+use crate::{assert_nothing_lost, following, is_impossible, timelines};
 
 /// Connections of clients, with a thread each.
 const CLIENTS: usize = 8;

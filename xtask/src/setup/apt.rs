@@ -82,16 +82,22 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
 
 /// Downloads a package and lays its files out in a folder, which needs no root and starts nothing.
 pub(super) fn unpack(package: &str, folder: &Path) -> Result<()> {
+    unpack_all(&[package], &[], folder)
+}
+
+/// The same with several, when apt is told this besides.
+pub(super) fn unpack_all(packages: &[&str], options: &[String], folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let apt_get = |arguments: &[&str]| {
         let mut command = program("apt-get");
-        command.current_dir(folder).arg("--quiet").args(arguments);
+        command.current_dir(folder).args(options).arg("--quiet").args(arguments);
         command
     };
-    if run(&mut apt_get(&["download", package])).is_err() {
+    let download = || run(apt_get(&["download"]).args(packages));
+    if download().is_err() {
         // A fresh container has no package lists yet.
         run(&mut apt_get(&["update"]))?;
-        run(&mut apt_get(&["download", package]))?;
+        download()?;
     }
     for file in fs::read_dir(folder)? {
         let file = file?.path();

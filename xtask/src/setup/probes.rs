@@ -6,12 +6,11 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use super::apt;
-use crate::shell::{cargo, found, program, run};
+use crate::shell::{cargo, found, program, run, said};
 
 /// Pinned: another version may give other bytes.
 const LINKER: &str = "0.13.0";
@@ -94,11 +93,6 @@ fn linker() -> Option<PathBuf> {
         Some(home.join("bin/bpf-linker")).filter(|path| path.is_file())
     };
     found("bpf-linker").or_else(installed)
-}
-
-fn said(command: &mut Command) -> Option<String> {
-    let output = command.output().ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }
 
 /// Installs what is missing. What cannot be had is said, and is no failure: only the probes need it.

@@ -3,7 +3,7 @@
 //! Structures differ between kernels and builds, so no offset is written down anywhere: each is looked up by name when the
 //! probes are loaded. aya does not offer that. The format is that of the kernel's documentation, "BPF Type Format".
 //!
-//! Left out: everything but structures, unions and the names of tracepoints. Bytes that are no BTF give an error, never a
+//! Left out: everything but structures, unions, the names of tracepoints, and how many parameters functions have. Bytes that are no BTF give an error, never a
 //! panic.
 
 /// A structure, a union, and what leads to one under another name.
@@ -12,6 +12,8 @@ const UNION: u32 = 5;
 const TYPEDEF: u32 = 8;
 const VOLATILE: u32 = 9;
 const CONST: u32 = 10;
+const FUNCTION: u32 = 12;
+const PROTOTYPE: u32 = 13;
 const TYPE_TAG: u32 = 18;
 
 /// How deep structures may lie in each other, and names may stand for names.
@@ -95,6 +97,12 @@ impl<'a> Btf<'a> {
         self.named(TYPEDEF, &format!("btf_trace_{name}")).is_some()
     }
 
+    /// How many parameters this function has, if the kernel has it.
+    pub(super) fn parameters(&self, function: &str) -> Option<u32> {
+        let prototype = self.by_number(self.named(FUNCTION, function)?.target)?;
+        (prototype.kind == PROTOTYPE).then_some(prototype.members)
+    }
+
     /// How many bytes after the start of the structure the field lies that this path of names leads to. Structures and
     /// unions without a name are looked through.
     pub(super) fn offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
@@ -147,7 +155,7 @@ fn extra(kind: u32, members: u32) -> Option<usize> {
     let members = members as usize;
     Some(match kind {
         // Pointer, forward declaration, typedef, volatile, const, restrict, function, float, type tag.
-        2 | 7..=12 | 16 | 18 => 0,
+        2 | 7..=FUNCTION | 16 | 18 => 0,
         // Integer, variable, declaration tag.
         1 | 14 | 17 => 4,
         // Array.
@@ -155,7 +163,7 @@ fn extra(kind: u32, members: u32) -> Option<usize> {
         // Structure, union, section, enumeration of 64 bits.
         4 | 5 | 15 | 19 => 12 * members,
         // Enumeration, prototype of a function.
-        6 | 13 => 8 * members,
+        6 | PROTOTYPE => 8 * members,
         _ => return None,
     })
 }
@@ -169,9 +177,11 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// `struct inner { int a; int b; }`, `struct outer { int x; union { inner_t in; int y; }; }` and a tracepoint.
+    /// `struct inner { int a; int b; }`, `struct outer { int x; union { inner_t in; int y; }; }`, a tracepoint, and
+    /// `int call(int a, int b)`.
     fn sample() -> Vec<u8> {
-        const STRINGS: &[u8] = b"\0int\0inner\0a\0b\0inner_t\0outer\0x\0in\0y\0btf_trace_ping\0";
+        const STRINGS: &[u8] =
+            b"\0int\0inner\0a\0b\0inner_t\0outer\0x\0in\0y\0btf_trace_ping\0call\0";
         let name = |text: &[u8]| {
             let text = [b"\0", text, b"\0"].concat();
             let at = STRINGS.windows(text.len()).position(|it| it == text).expect("a string");
@@ -185,6 +195,8 @@ mod tests {
             vec![0, head(UNION, 2), 8, name(b"in"), 3, 0, name(b"y"), 1, 0],
             vec![name(b"outer"), head(STRUCT, 2), 12, name(b"x"), 1, 0, 0, 4, 32],
             vec![name(b"btf_trace_ping"), head(TYPEDEF, 0), 1],
+            vec![0, head(PROTOTYPE, 2), 1, name(b"a"), 1, name(b"b"), 1],
+            vec![name(b"call"), head(FUNCTION, 1), 7],
         ]
         .concat();
         let length = |bytes: usize| bytes as u32;
@@ -220,11 +232,20 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_known_by_how_many_parameters_they_have() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).expect("BTF");
+        assert_eq!(btf.parameters("call"), Some(2));
+        assert_eq!(btf.parameters("btf_trace_ping"), None, "no function");
+        assert_eq!(btf.parameters("cal"), None);
+    }
+
+    #[test]
     fn whatever_is_cut_or_changed_is_refused_or_read_without_harm() {
         let bytes = sample();
         for length in 0..bytes.len() {
             if let Some(btf) = Btf::parse(&bytes[..length]) {
-                let _ = btf.offset("outer", &["in", "b"]);
+                let _ = (btf.offset("outer", &["in", "b"]), btf.parameters("call"));
             }
         }
         for at in 0..bytes.len() {
@@ -233,6 +254,7 @@ mod tests {
                 changed[at] = value;
                 if let Some(btf) = Btf::parse(&changed) {
                     let _ = (btf.offset("outer", &["in", "b"]), btf.has_tracepoint("ping"));
+                    let _ = btf.parameters("call");
                 }
             }
         }

@@ -2,7 +2,11 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
-use super::{btf::Btf, obstacle::Obstacle};
+use super::{
+    btf::Btf,
+    hook::{Hook, Way, possible},
+    obstacle::Obstacle,
+};
 
 /// Where the kernel describes its types.
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -23,20 +27,19 @@ impl Kernel {
         Btf::parse(&self.0).ok_or(Obstacle::NoBtf(io::ErrorKind::InvalidData))
     }
 
-    /// Passes when it has all these tracepoints.
+    /// Those of the ways of which it has all hooks.
     ///
     /// # Errors
-    /// The first that it lacks.
-    pub(in crate::probes) fn has(
-        &self,
-        tracepoints: impl IntoIterator<Item = &'static str>,
-    ) -> Result<(), Obstacle> {
+    /// There are none, or it does not describe itself.
+    pub(super) fn possible(&self, ways: &'static [Way]) -> Result<Vec<&'static Way>, Obstacle> {
         let btf = self.btf()?;
-        let mut tracepoints = tracepoints.into_iter();
-        match tracepoints.find(|name| !btf.has_tracepoint(name)) {
-            Some(missing) => Err(Obstacle::NoTracepoint(missing)),
-            None => Ok(()),
-        }
+        possible(ways, |hook| match hook {
+            Hook::Tracepoint(name) => btf.has_tracepoint(name),
+            Hook::Listed(..) => true,
+            Hook::Entry(function) | Hook::Return(function) => {
+                btf.parameters(function.name) == Some(function.parameters)
+            }
+        })
     }
 
     /// How many bytes after the start of its structure each of these fields lies.

@@ -6,11 +6,13 @@ use std::io;
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Map, MapError},
-    programs::{BtfTracePoint, ProgramError, TracePoint, UProbe},
+    programs::{BtfTracePoint, FEntry, FExit, ProgramError, TracePoint, UProbe},
     sys::SyscallError,
 };
 
 use super::{
+    facts::Kernel,
+    hook::{Hook, Way, first},
     obstacle::{Obstacle, Rights, explain},
     user::{UserLink, UserPoint},
     voice::{Voice, Wanted},
@@ -56,31 +58,28 @@ impl Programs {
         }
     }
 
-    /// Hangs a program on a tracepoint by its type in the kernel's BTF.
+    /// The programs of an object, hung in the first of these ways that this kernel has and permits; and which one that is.
+    /// Programs that it does not need are not loaded.
     ///
     /// # Errors
-    /// What stands in the way.
-    pub(in crate::probes) fn attach_typed(
-        &mut self,
-        name: &str,
-        tracepoint: &str,
-    ) -> Result<(), Obstacle> {
-        let Self { loaded, btf, .. } = self;
-        attach_typed(loaded, btf, name, tracepoint).map_err(|error| obstacle_of(&error))
-    }
-
-    /// Hangs a program on a tracepoint by its name in tracefs.
-    ///
-    /// # Errors
-    /// What stands in the way; that tracefs cannot be read, for one.
-    pub(in crate::probes) fn attach_tracepoint(
-        &mut self,
-        name: &str,
-        group: &str,
-        tracepoint: &str,
-    ) -> Result<(), Obstacle> {
-        let attached = attach_tracepoint(&mut self.loaded, name, group, tracepoint);
-        attached.map_err(|error| obstacle_of(&error))
+    /// What stands in the way; nothing is left in the kernel then.
+    pub(in crate::probes) fn hung<const N: usize>(
+        object: &[u8],
+        facts: &[u32; N],
+        kernel: &Kernel,
+        ways: &'static [Way],
+    ) -> Result<(Self, &'static Way), Obstacle>
+    where
+        [u32; N]: Pod,
+    {
+        first(&kernel.possible(ways)?, |way| {
+            let mut programs = Self::new(object, facts)?;
+            for (name, hook) in way.programs {
+                let Self { loaded, btf, .. } = &mut programs;
+                attach(loaded, btf, name, *hook).map_err(|error| obstacle_of(&error))?;
+            }
+            Ok((programs, way))
+        })
     }
 
     /// Loads a program that is to hang in user space.
@@ -126,29 +125,30 @@ impl Programs {
     }
 }
 
-fn attach_tracepoint(
-    loaded: &mut Ebpf,
-    name: &str,
-    group: &str,
-    tracepoint: &str,
-) -> Result<(), EbpfError> {
+fn attach(loaded: &mut Ebpf, btf: &Btf, name: &str, hook: Hook) -> Result<(), EbpfError> {
     let program = loaded.program_mut(name).ok_or(ProgramError::NotLoaded)?;
-    let program: &mut TracePoint = program.try_into()?;
-    program.load()?;
-    program.attach(group, tracepoint)?;
-    Ok(())
-}
-
-fn attach_typed(
-    loaded: &mut Ebpf,
-    btf: &Btf,
-    name: &str,
-    tracepoint: &str,
-) -> Result<(), EbpfError> {
-    let program = loaded.program_mut(name).ok_or(ProgramError::NotLoaded)?;
-    let program: &mut BtfTracePoint = program.try_into()?;
-    program.load(tracepoint, btf)?;
-    program.attach()?;
+    match hook {
+        Hook::Tracepoint(tracepoint) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(tracepoint, btf)?;
+            program.attach()?;
+        }
+        Hook::Listed(group, tracepoint) => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(group, tracepoint)?;
+        }
+        Hook::Entry(function) => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(function.name, btf)?;
+            program.attach()?;
+        }
+        Hook::Return(function) => {
+            let program: &mut FExit = program.try_into()?;
+            program.load(function.name, btf)?;
+            program.attach()?;
+        }
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 
 use std::{fmt, fs, io};
 
-use super::user::Release;
+use super::{hook::Hook, user::Release};
 
 /// Bits of capabilities, as the kernel counts them.
 const SYS_PTRACE: u64 = 1 << 19;
@@ -20,8 +20,16 @@ pub enum Obstacle {
     NotBuilt,
     /// The kernel does not describe its types, or not so that we could read it.
     NoBtf(io::ErrorKind),
-    /// The kernel has no such tracepoint.
-    NoTracepoint(&'static str),
+    /// The kernel has nothing of what programs would have to hang on; of each way in which they could, the first that it
+    /// lacks.
+    NoHook(Vec<Hook>),
+    /// The kernel lacks something that programs call.
+    Older {
+        /// The one that runs.
+        running: Release,
+        /// The first that has it.
+        first: Release,
+    },
     /// The kernel has no such field.
     NoField {
         /// Its name.
@@ -71,7 +79,13 @@ impl fmt::Display for Obstacle {
                     super::facts::VMLINUX
                 )
             }
-            Self::NoTracepoint(name) => write!(f, "the kernel has no tracepoint `{name}`"),
+            Self::NoHook(missing) => {
+                let missing: Vec<String> = missing.iter().map(Hook::to_string).collect();
+                write!(f, "the kernel has no {}", missing.join(" and no "))
+            }
+            Self::Older { running, first } => {
+                write!(f, "Linux {running} is older than {first}")
+            }
             Self::NoField { field } => write!(f, "the kernel has no field `{field}`"),
             Self::NoNamespace => write!(f, "/proc/self/ns/net cannot be read"),
             Self::Architecture(name) => write!(f, "not done on {name}, only on x86_64"),
@@ -115,10 +129,11 @@ impl Obstacle {
             Self::NoBtf(_) => {
                 "needs a kernel with CONFIG_DEBUG_INFO_BTF, and /sys of the host in the container"
             }
-            Self::NoTracepoint("sys_enter" | "sys_exit") => {
+            Self::NoHook(missing) if missing.contains(&Hook::Tracepoint("sys_exit")) => {
                 "needs a kernel with CONFIG_FTRACE_SYSCALLS"
             }
-            Self::NoTracepoint(_) => "needs Linux 6.3 or newer",
+            Self::NoHook(_) => "needs Linux 5.10 or newer, on other processors than x86-64 6.3",
+            Self::Older { .. } => "needs a newer kernel",
             Self::NoField { .. } => "needs a kernel that has it; please report the version",
             Self::NoNamespace => "mount /proc",
             Self::Capabilities(_) => {
@@ -214,6 +229,7 @@ pub(super) fn explain(rights: &Rights) -> Obstacle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probes::kernel::Function;
 
     fn explained(capabilities: u64, seccomp: u8, lockdown: Option<&str>) -> Obstacle {
         let status = format!("Name:\tx\nCapEff:\t{capabilities:016x}\nSeccomp:\t{seccomp}\n");
@@ -233,6 +249,16 @@ mod tests {
         assert_eq!(explained(SYS_ADMIN, 0, file), locked);
         let file = Some("[none] integrity confidentiality\n");
         assert_eq!(explained(SYS_ADMIN, 0, file), Obstacle::Forbidden { lockdown: None });
+    }
+
+    #[test]
+    fn what_there_is_nothing_of_is_named() {
+        let function = Function { name: "tcp_recvmsg", parameters: 5 };
+        let missing = vec![Hook::Return(function), Hook::Tracepoint("sock_recv_length")];
+        assert_eq!(
+            Obstacle::NoHook(missing).to_string(),
+            "the kernel has no function `tcp_recvmsg` with 5 parameters and no tracepoint `sock_recv_length`"
+        );
     }
 
     #[test]

@@ -48,6 +48,18 @@ impl Release {
         Self::parse(&text).ok_or_else(|| Obstacle::Refused { why: why() })
     }
 
+    /// Passes when the running kernel is this one or a later one.
+    ///
+    /// # Errors
+    /// It is older, or not known.
+    pub(in crate::probes) fn required(self) -> Result<(), Obstacle> {
+        self.satisfied_by(Self::running()?)
+    }
+
+    fn satisfied_by(self, running: Self) -> Result<(), Obstacle> {
+        if running < self { Err(Obstacle::Older { running, first: self }) } else { Ok(()) }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
         let mut next = || numbers.next()?.parse().ok();
@@ -116,6 +128,14 @@ mod tests {
         assert_eq!(Release::parse("5.15-rc1"), Some(release(5, 15)));
         assert_eq!([Release::parse(""), Release::parse("6"), Release::parse("x.y")], [None; 3]);
         assert!(Release::running().is_ok());
+    }
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_told_which_one_would_do() {
+        assert_eq!(release(5, 11).satisfied_by(release(5, 11)), Ok(()));
+        assert_eq!(release(5, 11).satisfied_by(release(6, 1)), Ok(()));
+        let old = release(5, 11).satisfied_by(release(5, 10)).expect_err("older");
+        assert_eq!(old.to_string(), "Linux 5.10 is older than 5.11");
     }
 
     #[test]

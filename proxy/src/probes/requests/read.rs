@@ -64,7 +64,7 @@ impl Reader {
         waits: Option<Waits>,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let Loaded { programs, connections, ports, bursts, dropped, gaps } = loaded;
+        let Loaded { way: _, programs, connections, ports, bursts, dropped, gaps } = loaded;
         let shared = Arc::new(Shared::new(
             Registry { connections, ports, known: HashSet::new() },
             Arc::clone(&metrics),
