@@ -19,14 +19,15 @@ use std::sync::LazyLock;
 
 use outrigger_tests::harness::{Metrics, program};
 
+/// What the doctor says here; asked once, for it loads every probe.
+static DOCTOR: LazyLock<String> = LazyLock::new(|| {
+    let output = Command::new(program()).arg("doctor").output();
+    String::from_utf8_lossy(&output.expect("the program can be run").stdout).into_owned()
+});
+
 /// Whether a probe cannot run here; if so, why, said past the test runner's capture.
 fn is_impossible(probe: &str) -> bool {
-    // It loads every probe, which takes a while.
-    static TOLD: LazyLock<String> = LazyLock::new(|| {
-        let output = Command::new(program()).arg("doctor").output();
-        String::from_utf8_lossy(&output.expect("the program can be run").stdout).into_owned()
-    });
-    let line = TOLD.lines().find(|line| line.starts_with(probe)).expect("a line of each probe");
+    let line = DOCTOR.lines().find(|line| line.starts_with(probe)).expect("a line of each probe");
     if !line.contains("impossible") {
         return false;
     }

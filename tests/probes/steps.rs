@@ -18,7 +18,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::guest::{await_gone, connections, held};
-use crate::{assert_nothing_lost, following, is_impossible, timelines};
+use crate::{DOCTOR, assert_nothing_lost, following, is_impossible, timelines};
 
 /// How long the server works on a request, and pauses between two pieces of its answer.
 const WORK: Duration = Duration::from_millis(5);
@@ -235,6 +235,17 @@ async fn assert_told(proxy: &Proxy, count: usize) {
     assert_eq!(timelines(&metrics, "complete"), count as f64, "{}", metrics.text);
     assert_eq!(timelines(&metrics, ""), count as f64, "{}", metrics.text);
     assert_nothing_lost(&metrics);
+}
+
+#[test]
+fn the_doctor_says_by_what_means() {
+    if is_impossible("requests") {
+        return;
+    }
+    let _ = writeln!(std::io::stderr(), "{}", *DOCTOR);
+    let mut lines = DOCTOR.lines().skip_while(|line| !line.starts_with("requests"));
+    let means = lines.nth(1).expect("a line of it");
+    assert!(means.contains("reads and writes are seen by"), "{}", *DOCTOR);
 }
 
 #[tokio::test]
