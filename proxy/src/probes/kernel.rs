@@ -7,7 +7,7 @@ mod load;
 mod obstacle;
 mod user;
 
-pub(super) use clock::monotonic;
+pub use clock::monotonic;
 pub(super) use facts::{Kernel, own_namespace, own_pids};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;
