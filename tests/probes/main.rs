@@ -9,6 +9,7 @@ mod guest;
 mod requests;
 mod servers;
 mod sockets;
+mod tracing;
 
 use std::io::Write;
 use std::net::SocketAddr;
