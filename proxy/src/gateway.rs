@@ -172,9 +172,7 @@ pub async fn call(
     forward::prepare(request, route, &mut rng);
     match batch::serve(request, client, watchdog, route, &backend).await? {
         Way::Answered(outcome) => {
-            if let Some(trace) = &mut request.trace {
-                trace.event("answered in a batch", &[]);
-            }
+            request.note(|trace| trace.event("answered in a batch", &[]));
             return Ok(outcome);
         }
         Way::Alone(solo) => request.solo = solo,

@@ -253,6 +253,13 @@ impl Request {
         }
     }
 
+    /// Notes what happens to it, where it is traced.
+    pub fn note(&mut self, note: impl FnOnce(&mut Trace)) {
+        if let Some(trace) = &mut self.trace {
+            note(trace);
+        }
+    }
+
     /// The path the client asked for.
     pub fn path(&self) -> &str {
         let target = self.original_target.as_deref().unwrap_or(self.head.target());

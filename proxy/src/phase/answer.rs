@@ -400,11 +400,11 @@ async fn replay(
 ) -> Result<(), Failure> {
     let answer = &*found.answer;
     shelf.metrics.served(found.kind, found.reason, found.age);
-    if let Some(trace) = &mut request.trace {
+    request.note(|trace| {
         let (kind, reason) = (found.kind.as_str(), found.reason.as_str());
         let about = [("outrigger.answer.kind", kind), ("outrigger.answer.reason", reason)];
         trace.event("answered from store", &about);
-    }
+    });
     let mut head = ResponseHead::new(answer.status);
     head.fields = answer.fields.clone();
     let made = UNIX_EPOCH + answer.stored_at;

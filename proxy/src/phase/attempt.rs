@@ -158,9 +158,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
                 // A new connection is never stale; were it so, this would be one more attempt.
                 Err(Miss::Stale(_)) => Duration::ZERO,
                 Err(Miss::Retryable(reason, failure)) => {
-                    if let Some(trace) = &mut self.request.trace {
-                        trace.retries(reason);
-                    }
+                    self.request.note(|trace| trace.retries(reason));
                     match decide(
                         self.request,
                         self.route,
@@ -193,19 +191,15 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         let result = match self.exchange_over(place, Reuse::Allowed).await {
             // The endpoint closed a resting connection just as it was taken: nothing is known about the endpoint.
             Err(Miss::Stale(place)) => {
-                if let Some(trace) = &mut self.request.trace {
-                    trace.stale();
-                }
+                self.request.note(Trace::stale);
                 self.exchange_over(place, Reuse::Forbidden).await
             }
             result => result,
         };
-        if let Some(trace) = &mut self.request.trace {
-            match &result {
-                Ok(outcome) => trace.ends(Ending::Outcome(*outcome)),
-                Err(miss) => miss.note(trace),
-            }
-        }
+        self.request.note(|trace| match &result {
+            Ok(outcome) => trace.ends(Ending::Outcome(*outcome)),
+            Err(miss) => miss.note(trace),
+        });
         result
     }
 
@@ -296,10 +290,8 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             Ok(Ok((upstream, how))) => {
                 let opened = how == UpstreamConnection::Opened;
                 self.request.trail.connect = opened.then(|| clock::since(start));
-                if let (Some(trace), Some(took)) =
-                    (&mut self.request.trace, self.request.trail.connect)
-                {
-                    trace.connected(start, took);
+                if let Some(took) = self.request.trail.connect {
+                    self.request.note(|trace| trace.connected(start, took));
                 }
                 if let (Some(learning), Some(took)) =
                     (&self.request.learning, self.request.trail.connect)
@@ -389,17 +381,13 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             }
             Err(fault) => return Err(no_head(&mut exchange, self.route, &self.backend, fault)),
         };
-        if let Some(trace) = &mut exchange.request.trace {
-            trace.answered(head.status);
-        }
+        exchange.request.note(|trace| trace.answered(head.status));
         if let Some((reason, retry_after)) = plea(&head) {
             let (request, rng) = (&*exchange.request, &mut self.rng);
             let again = decide(request, self.route, &self.backend, reason, retry_after, rng);
             if let Some(pause) = again {
                 exchange.request.trail.faults += u32::from(reason == Reason::ServerError);
-                if let Some(trace) = &mut exchange.request.trace {
-                    trace.retries(reason);
-                }
+                exchange.request.note(|trace| trace.retries(reason));
                 settle(&mut exchange, &self.backend, head.status);
                 return Err(Miss::Again(pause));
             }

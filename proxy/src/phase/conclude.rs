@@ -84,7 +84,9 @@ pub fn conclude_call(request: &mut Request, outcome: Outcome) {
 /// Ends the trace of a request, if it has one. Copies of the request that are yet to be sent are part of all of it.
 fn end_trace(request: &mut Request, ended: Ended) -> Option<Box<Finished>> {
     let trace = request.trace.take()?;
-    trace.identify(&mut request.head.fields);
+    if request.route.as_ref().is_some_and(|route| route.mirror.is_some()) {
+        trace.identify(&mut request.head.fields);
+    }
     let pattern = match request.route.as_ref().map(|route| &*route.settings.matches.paths) {
         Some([one]) => one.to_string(),
         _ => String::new(),

@@ -58,8 +58,10 @@ fn identify(request: &mut Request, rng: &mut impl Rng) {
     }
     if let Some(trace) = &request.trace {
         // The client may have named it as one of the fields that are of its connection alone.
-        trace.identify(fields);
-    } else if !single(fields, TRACEPARENT).is_some_and(|value| Parent::parse(value).is_some()) {
+        if !fields.contains(TRACEPARENT) {
+            trace.identify(fields);
+        }
+    } else if single(fields, TRACEPARENT).and_then(Parent::parse).is_none() {
         fields.remove(TRACESTATE);
         let (trace, span) = (hex128(rng.random()), hex128(rng.random()));
         fields.set(TRACEPARENT, format!("00-{trace}-{}-00", &span[..16]));

@@ -354,9 +354,7 @@ impl<'a, R: Rng> Race<'a, R> {
             return ControlFlow::Continue(Lead::Gone(exchange.into_asker()));
         }
         let miss = no_head(&mut exchange, self.route, self.backend, fault);
-        if let Some(trace) = &mut exchange.request.trace {
-            miss.note(trace);
-        }
+        exchange.request.note(|trace| miss.note(trace));
         if self.runners.is_empty() {
             return ControlFlow::Break(Err(miss));
         }
@@ -439,10 +437,10 @@ impl<'a, R: Rng> Race<'a, R> {
             Lead::Pleading(mut exchange, head) => {
                 settle(&mut exchange, self.backend, head.status);
                 exchange.request.trail.faults += u32::from(!is_busy(head.status));
-                if let Some(trace) = &mut exchange.request.trace {
+                exchange.request.note(|trace| {
                     trace.answered(head.status);
                     trace.pleaded();
-                }
+                });
                 exchange.into_asker()
             }
             Lead::Gone(asker) => asker,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Collected, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -209,7 +209,7 @@ async fn take(
     told: Arc<watch::Sender<Taken>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
     let message = ExportTraceServiceRequest::decode(body);
     let message = message.unwrap_or_else(|error| fail(&format!("not OTLP: {error}")));
     let takes = matches!(mood, Mood::Willing | Mood::Rejects(_) | Mood::Garbled);

@@ -209,13 +209,13 @@ impl Postman {
         if trouble.is_some() {
             metrics.spans(SpanResult::Failed, all);
         }
-        self.tell(trouble);
+        self.tell(trouble.as_deref());
     }
 
-    fn tell(&mut self, trouble: Option<String>) {
-        match (&trouble, self.is_failing) {
+    fn tell(&mut self, trouble: Option<&str>) {
+        match (trouble, self.is_failing) {
             (Some(error), false) => {
-                tracing::warn!("traces: the collector does not get them: {error}")
+                tracing::warn!("traces: the collector does not get them: {error}");
             }
             (None, true) => tracing::info!("traces: the collector gets them again"),
             _ => {}

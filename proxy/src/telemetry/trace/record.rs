@@ -229,8 +229,8 @@ impl Trace {
 
     /// The request has ended, and this is told of it.
     #[must_use]
-    pub fn end(self: Box<Self>, about: About) -> Box<Finished> {
-        Box::new(Finished { trace: *self, about, anchor: Anchor::now(), timeline: None })
+    pub fn end(self, about: About) -> Box<Finished> {
+        Box::new(Finished { trace: self, about, anchor: Anchor::now(), timeline: None })
     }
 }
 

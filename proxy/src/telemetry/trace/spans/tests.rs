@@ -257,7 +257,7 @@ fn any(seed: u64) -> Finished {
         let from = rng.random_range(10..=1000);
         let mut attempt = attempt(number + 2, Why::Hedge, ago(&finished, from));
         attempt.end = rng.random_bool(0.7).then(|| (at(&mut rng, from), Ending::Lost));
-        attempt.connected = rng.random_bool(0.5).then(|| (attempt.from, attempt.from));
+        attempt.connected = rng.random_bool(0.5).then_some((attempt.from, attempt.from));
         finished.trace.attempts.push(attempt);
     }
     finished.trace.current = rng.random_range(0..4);
