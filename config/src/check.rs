@@ -16,6 +16,7 @@ mod probes;
 mod redis;
 mod route;
 mod text;
+mod tracing;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -149,6 +150,7 @@ impl Checker<'_> {
             drain: Drain { delay: file.drain.delay.0, timeout: file.drain.timeout.0 },
             log: Log { level: file.log.level },
             probes: self.probes(root.at("probes"), file),
+            tracing: on(&file.tracing).map(|tracing| self.tracing(root.at("tracing"), tracing)),
             warnings: Vec::new(),
         }
     }

@@ -150,6 +150,7 @@ pub fn changed_restart_settings(old: &Config, new: &Config) -> Vec<&'static str>
         ("admin.address", old.admin.address != new.admin.address),
         ("runtime.threads", old.runtime.threads != new.runtime.threads),
         ("probes", old.probes != new.probes),
+        ("tracing", old.tracing != new.tracing),
         ("runtime.upgrade_socket", old.runtime.upgrade_socket != new.runtime.upgrade_socket),
     ];
     changed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()

@@ -18,6 +18,7 @@ mod hedge;
 mod probes;
 mod redis;
 mod route;
+mod tracing;
 pub(crate) mod values;
 
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ pub use redis::Redis;
 pub use route::{
     Expose, HeaderEdits, Match, Redirect, Respond, Retry, RetryBudget, Rewrite, Route, Sticky,
 };
+pub use tracing::Tracing;
 pub use values::{
     Abbreviated, After, Brief, EndpointEntry, EndpointWeight, LimitWord, Moment, Number, OneOrMany,
     Pause, Percent, Port, Rate, Size, Span, StatusEntry, Switch, Time, Timeout, Whole,
@@ -89,6 +91,8 @@ pub struct File {
     pub log: Log,
     /// What the kernel is asked.
     pub probes: Probes,
+    /// Where traces of requests go, or off for none. Default: off.
+    pub tracing: Switch<Tracing>,
 }
 
 /// An address that takes traffic: HTTP/1.1, HTTP/2 without TLS (prior knowledge) and WebSocket on
@@ -256,6 +260,7 @@ impl Default for File {
             drain: Drain::default(),
             log: Log::default(),
             probes: Probes::default(),
+            tracing: Switch::Off,
         }
     }
 }

@@ -18,6 +18,7 @@ mod hedge;
 mod levels;
 mod redis;
 mod route;
+mod tracing;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -55,6 +56,7 @@ pub use route::{
     Action, Arm, ErrorStyle, Expose, HeaderEdits, Match, PathRewrite, Redirect, Respond, Retry,
     RetryBudget, RetryOn, RetryReason, Rewrite, Route, Sticky,
 };
+pub use tracing::{Collector, Tracing};
 
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -88,6 +90,9 @@ pub struct Config {
     pub log: Log,
     /// What the kernel is asked.
     pub probes: Probes,
+    /// Where traces of requests go; `None` = nowhere.
+    #[serde(serialize_with = "value_or_off")]
+    pub tracing: Option<Tracing>,
     /// What is allowed but probably not meant; each with its place. Say them in the log.
     pub warnings: Vec<Problem>,
 }

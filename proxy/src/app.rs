@@ -30,13 +30,16 @@ use crate::{
     proxy::Proxy,
     reload::{ReloadState, Source},
     snapshot::Snapshot,
-    telemetry::{access_log::AccessLog, metrics::Metrics},
+    telemetry::{access_log::AccessLog, metrics::Metrics, trace::Tracer},
 };
 use services::{AdminService, Background, Bound, TrafficService};
 use signals::Signals;
 
 /// How long the last lines of the access log may take to be written at the end.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// How long the last spans may take to be sent at the end.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// How to run.
 pub struct Options {
@@ -84,6 +87,9 @@ pub fn run(options: Options) -> Result<(), String> {
     if !proxy.access_log.flush(LAST_LINES) {
         tracing::warn!("the last lines of the access log were not written in time");
     }
+    if proxy.tracer.as_ref().is_some_and(|tracer| !tracer.finish(LAST_SPANS)) {
+        tracing::warn!("the last spans were not sent in time");
+    }
     Ok(())
 }
 
@@ -92,6 +98,8 @@ pub(crate) fn assemble(config: Config) -> Result<Proxy, String> {
     let dropped = Arc::clone(&metrics.process().access_log_dropped);
     let access_log = AccessLog::start(&config.access_log, dropped)
         .map_err(|error| format!("can not open the access log {}: {error}", target(&config)))?;
+    let tracer = config.tracing.as_ref().map(|tracing| Tracer::start(tracing, &metrics));
+    let tracer = tracer.transpose().map_err(|error| format!("can not trace: {error}"))?;
     let probes = Arc::new(Probes::start(&config.probes, &metrics, &access_log));
     let registry = Arc::new(Registry::new(metrics.clone(), Arc::clone(&probes)));
     let snapshot =
@@ -104,6 +112,7 @@ pub(crate) fn assemble(config: Config) -> Result<Proxy, String> {
         registry,
         metrics,
         access_log,
+        tracer,
         probes,
         drain: Drain::new(),
         reload: ReloadState::default(),

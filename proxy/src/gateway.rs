@@ -41,6 +41,7 @@ pub async fn serve(
     if proxy.drain.is_draining() {
         client.close_after_response();
     }
+    trace(proxy, request);
     let ended = live_until_cut(request, client, watchdog, cut).await;
     let outcome = ended.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
     request.admitted.leave(outcome, request.trail.status);
@@ -61,6 +62,13 @@ pub async fn serve(
     };
     conclude(request, outcome, &proxy.access_log);
     outcome
+}
+
+/// What happens to the request is recorded, where requests are traced and this one is.
+fn trace(proxy: &Proxy, request: &mut Request) {
+    if let Some(tracer) = &proxy.tracer {
+        request.trace = tracer.begin(&mut request.head.fields, &mut chance::rng());
+    }
 }
 
 /// The moment at which requests in flight are cut, watched by one future for a whole connection.
@@ -113,6 +121,7 @@ pub async fn refuse(
     watchdog: &mut Watchdog,
     failure: Failure,
 ) {
+    trace(proxy, &mut request);
     respond::failure(&mut request, client, watchdog, &failure).await;
     conclude(&mut request, failure.outcome, &proxy.access_log);
 }
@@ -162,7 +171,10 @@ pub async fn call(
     let ask = ask(request, client, watchdog, &backend).await?;
     forward::prepare(request, route, &mut rng);
     match batch::serve(request, client, watchdog, route, &backend).await? {
-        Way::Answered(outcome) => return Ok(outcome),
+        Way::Answered(outcome) => {
+            request.note(|trace| trace.event("answered in a batch", &[]));
+            return Ok(outcome);
+        }
         Way::Alone(solo) => request.solo = solo,
     }
     Attempts::new(request, client, watchdog, route, backend, ask, rng).run().await

@@ -19,9 +19,9 @@ use outrigger_config::validated as config;
 
 pub use cuda::{Cuda, Process};
 pub use driver::Driver;
-pub use kernel::{Obstacle, Release};
+pub use kernel::{Obstacle, Release, monotonic};
 pub use overlap::{GpuWait, Method};
-pub use requests::{Attendance, Follower, Span, Timeline, Watch};
+pub use requests::{Attendance, Follower, Span, Timeline, Told, Watch};
 pub use sockets::Watched;
 
 use crate::telemetry::{

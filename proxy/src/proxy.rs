@@ -11,7 +11,7 @@ use crate::{
     probes::Probes,
     reload::ReloadState,
     snapshot::Snapshot,
-    telemetry::{access_log::AccessLog, metrics::Metrics},
+    telemetry::{access_log::AccessLog, metrics::Metrics, trace::Tracer},
 };
 
 /// One running proxy. Nothing is global, so that a test can have two.
@@ -26,6 +26,8 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// One line per request.
     pub access_log: AccessLog,
+    /// What traces requests, where that is configured.
+    pub tracer: Option<Tracer>,
     /// What the kernel is asked.
     pub probes: Arc<Probes>,
     /// The shutdown.

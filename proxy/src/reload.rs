@@ -104,6 +104,7 @@ fn swap(proxy: &Proxy, mut config: Config) -> Result<Vec<&'static str>, Vec<Stri
     config.admin.clone_from(&old.config.admin);
     config.runtime.clone_from(&old.config.runtime);
     config.probes.clone_from(&old.config.probes);
+    config.tracing.clone_from(&old.config.tracing);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -21,7 +21,10 @@ use crate::{
     relay::{Packer, Progress, Upload},
     signal::orca::Format,
     snapshot::{Route, Snapshot, auto_error_format},
-    telemetry::metrics::{ArmMetrics, HedgeResult},
+    telemetry::{
+        metrics::{ArmMetrics, HedgeResult},
+        trace::Trace,
+    },
     upstream::Backend,
     wire::{BodyLength, RequestHead, fields::tokens},
 };
@@ -86,6 +89,8 @@ pub struct Request {
     pub asked: Option<Box<Asked>>,
     /// Its response, held to be stored.
     pub recording: Option<Box<Recording>>,
+    /// What happens to it, where it is traced.
+    pub trace: Option<Box<Trace>>,
     /// The id it came with, or ours.
     pub id: String,
     /// When its head was here.
@@ -198,6 +203,7 @@ impl Request {
             solo: None,
             asked: None,
             recording: None,
+            trace: None,
             id,
             start: clock::now(),
             trail: Trail::default(),
@@ -240,9 +246,17 @@ impl Request {
             recording: None,
             learning: self.learning.clone(),
             allowed: self.route.as_ref().map(own).unwrap_or_default(),
+            trace: self.trace.as_ref().map(|trace| Box::new(trace.of_call())),
             id: self.id.clone(),
             start,
             trail: Trail::default(),
+        }
+    }
+
+    /// Notes what happens to it, where it is traced.
+    pub fn note(&mut self, note: impl FnOnce(&mut Trace)) {
+        if let Some(trace) = &mut self.trace {
+            note(trace);
         }
     }
 

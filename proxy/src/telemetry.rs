@@ -10,3 +10,4 @@ pub mod access_log;
 pub mod exposition;
 pub mod instruments;
 pub mod metrics;
+pub mod trace;

@@ -33,6 +33,7 @@ mod shutdown;
 mod signals;
 mod smoke;
 mod splitting;
+mod tracing;
 mod warming;
 mod wire;
 mod worlds;

@@ -11,6 +11,7 @@ mod requests;
 mod servers;
 mod sockets;
 mod steps;
+mod tracing;
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -17,18 +17,18 @@ use serde_json::Value;
 use crate::{following, is_impossible};
 
 /// How long a server that is blocked does not read.
-const BLOCKED: Duration = Duration::from_millis(25);
+pub(crate) const BLOCKED: Duration = Duration::from_millis(25);
 
 /// What a server saw of a request by its own clock.
-struct Seen {
+pub(crate) struct Seen {
     /// From knowing that something has come to having read it.
-    waited: Duration,
+    pub(crate) waited: Duration,
     /// From there to the last write.
-    worked: Duration,
+    pub(crate) worked: Duration,
 }
 
 /// A server whose loop is blocked before each read. It looks at what has come without taking it.
-fn blocked_server() -> (SocketAddr, Receiver<Seen>) {
+pub(crate) fn blocked_server() -> (SocketAddr, Receiver<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     let (tell, told) = mpsc::channel();

@@ -19,6 +19,7 @@
 //! belong to the tests.
 
 mod call;
+mod collector;
 mod dns;
 mod load;
 mod metrics;
@@ -31,6 +32,7 @@ mod streaming;
 use std::time::Duration;
 
 pub use self::call::{Answer, Call, Client, Feed, Protocol};
+pub use self::collector::{Collector, Mood, Span};
 pub use self::dns::{DnsServer, Question, RecordType, Says};
 pub use self::load::{Load, Report, Sample};
 pub use self::metrics::Metrics;

@@ -203,6 +203,7 @@ fn defaults_are_in_their_own_ranges() {
         written::<schema::Steps>("routes: [{guard: {steps: @}}]"),
         written::<schema::Mirror>("routes: [{mirror: @}]"),
         written::<schema::Redis>("answers: {redis: @}"),
+        written::<schema::Tracing>("tracing: @"),
         written::<schema::Compress>("routes: [{compress: @}]"),
         written::<schema::Decompress>("routes: [{decompress: @}]"),
         written::<schema::Batch>("routes: [{batch: @}]"),

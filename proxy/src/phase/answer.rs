@@ -26,7 +26,7 @@ use super::{
     ask::is_json,
     attempt::expired,
     bound::turn_away,
-    conclude::{follow_up, give_back},
+    conclude::{conclude_call, give_back},
     forward::{append_via, edit},
     respond,
     route::{body_failure, read_body_while},
@@ -400,6 +400,11 @@ async fn replay(
 ) -> Result<(), Failure> {
     let answer = &*found.answer;
     shelf.metrics.served(found.kind, found.reason, found.age);
+    request.note(|trace| {
+        let (kind, reason) = (found.kind.as_str(), found.reason.as_str());
+        let about = [("outrigger.answer.kind", kind), ("outrigger.answer.reason", reason)];
+        trace.event("answered from store", &about);
+    });
     let mut head = ResponseHead::new(answer.status);
     head.fields = answer.fields.clone();
     let made = UNIX_EPOCH + answer.stored_at;

@@ -37,6 +37,7 @@ use crate::{
     telemetry::{
         instruments::Gauge,
         metrics::{RetryDenied, UpstreamConnection},
+        trace::{Ending, Trace},
     },
     upstream::{
         Backend,
@@ -99,6 +100,19 @@ impl From<Lapse> for Miss {
     }
 }
 
+impl Miss {
+    /// How the attempt ended, for its trace.
+    pub(super) fn note(&self, trace: &mut Trace) {
+        match self {
+            Miss::Retryable(_, failure) | Miss::Final(failure) => {
+                trace.ends(Ending::Outcome(failure.outcome));
+            }
+            Miss::Again(_) => trace.pleaded(),
+            Miss::Stale(_) => trace.ends(Ending::Outcome(Outcome::UpstreamReset)),
+        }
+    }
+}
+
 impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
     /// Attempts of this request, which is like `ask`, at endpoints of this backend.
     pub fn new(
@@ -144,6 +158,7 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
                 // A new connection is never stale; were it so, this would be one more attempt.
                 Err(Miss::Stale(_)) => Duration::ZERO,
                 Err(Miss::Retryable(reason, failure)) => {
+                    self.request.note(|trace| trace.retries(reason));
                     match decide(
                         self.request,
                         self.route,
@@ -170,11 +185,22 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
         self.request.trail.tried.push(place.endpoint().address);
         self.request.trail.endpoint = Some(Arc::clone(place.endpoint()));
         self.request.trail.followed = None;
-        match self.exchange_over(place, Reuse::Allowed).await {
-            // The endpoint closed a resting connection just as it was taken: nothing is known about the endpoint.
-            Err(Miss::Stale(place)) => self.exchange_over(place, Reuse::Forbidden).await,
-            result => result,
+        if let Some(trace) = &mut self.request.trace {
+            trace.attempt(place.endpoint(), &mut self.request.head.fields, &mut self.rng);
         }
+        let result = match self.exchange_over(place, Reuse::Allowed).await {
+            // The endpoint closed a resting connection just as it was taken: nothing is known about the endpoint.
+            Err(Miss::Stale(place)) => {
+                self.request.note(Trace::stale);
+                self.exchange_over(place, Reuse::Forbidden).await
+            }
+            result => result,
+        };
+        self.request.note(|trace| match &result {
+            Ok(outcome) => trace.ends(Ending::Outcome(*outcome)),
+            Err(miss) => miss.note(trace),
+        });
+        result
     }
 
     async fn exchange_over(&mut self, place: Place, reuse: Reuse) -> Result<Outcome, Miss> {
@@ -264,6 +290,9 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             Ok(Ok((upstream, how))) => {
                 let opened = how == UpstreamConnection::Opened;
                 self.request.trail.connect = opened.then(|| clock::since(start));
+                if let Some(took) = self.request.trail.connect {
+                    self.request.note(|trace| trace.connected(start, took));
+                }
                 if let (Some(learning), Some(took)) =
                     (&self.request.learning, self.request.trail.connect)
                 {
@@ -352,11 +381,13 @@ impl<'a, 'c, R: Rng> Attempts<'a, 'c, R> {
             }
             Err(fault) => return Err(no_head(&mut exchange, self.route, &self.backend, fault)),
         };
+        exchange.request.note(|trace| trace.answered(head.status));
         if let Some((reason, retry_after)) = plea(&head) {
             let (request, rng) = (&*exchange.request, &mut self.rng);
             let again = decide(request, self.route, &self.backend, reason, retry_after, rng);
             if let Some(pause) = again {
                 exchange.request.trail.faults += u32::from(reason == Reason::ServerError);
+                exchange.request.note(|trace| trace.retries(reason));
                 settle(&mut exchange, &self.backend, head.status);
                 return Err(Miss::Again(pause));
             }

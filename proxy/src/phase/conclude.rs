@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 use crate::{
     clock,
     outcome::Outcome,
-    probes::Follower,
+    probes::{Follower, Told},
     request::Request,
     snapshot::Action,
     telemetry::{
         access_log::{AccessLog, Kept, Record},
         metrics::HedgeResult,
+        trace::{About, Finished},
     },
 };
 
@@ -19,26 +20,85 @@ use super::{answer, forward::trace_id};
 /// The status that is logged for a client that went away before it got one; nginx made the number common.
 const CLIENT_GONE: u16 = 499;
 
+/// How a request ended.
+#[derive(Clone, Copy)]
+struct Ended {
+    outcome: Outcome,
+    status: u16,
+    /// From its head to its end.
+    duration: Duration,
+    /// From its head to the first byte of its answer.
+    first_byte: Option<Duration>,
+}
+
+impl Ended {
+    fn now(request: &Request, outcome: Outcome) -> Self {
+        let duration = clock::now().saturating_duration_since(request.start);
+        let first_byte = request.progress.first_byte_after(request.start);
+        let status = request.trail.status.or(outcome.status()).unwrap_or(CLIENT_GONE);
+        Ended { outcome, status, duration, first_byte }
+    }
+}
+
 /// Counts and logs a request that has ended.
 pub fn conclude(request: &mut Request, outcome: Outcome, log: &AccessLog) {
-    let end = clock::now();
-    let duration = end.saturating_duration_since(request.start);
-    let first_byte = request.progress.first_byte_after(request.start);
-    let status = request.trail.status.or(outcome.status()).unwrap_or(CLIENT_GONE);
-    count(request, outcome, status, duration, first_byte);
-    let line = || record(request, outcome, status, duration, first_byte);
-    match follower(request, first_byte) {
-        // Its line is written when the kernel's part of its timeline is known.
+    let ended = Ended::now(request, outcome);
+    count(request, ended);
+    let trace = end_trace(request, ended);
+    match follower(request, ended.first_byte) {
+        // It is told of when the kernel's part of its timeline is known.
         Some(follower) => {
-            let line = log.is_on().then(|| Box::new(Kept::of(&line())));
-            if let Err(Some(line)) = follower.ended(request.trail.followed, line) {
-                log.write(&line.with(None));
+            let line = log.is_on().then(|| Box::new(Kept::of(&record(request, ended))));
+            if let Err(untold) = follower.ended(request.trail.followed, (line, trace)) {
+                tell(untold, log);
             }
         }
-        None if log.is_on() => log.write(&line()),
-        None => {}
+        None => {
+            if log.is_on() {
+                log.write(&record(request, ended));
+            }
+            tell((None, trace), log);
+        }
     }
     follow_up(request, outcome);
+}
+
+/// Tells of a request without what the kernel saw.
+fn tell((line, trace): Told, log: &AccessLog) {
+    if let Some(line) = line {
+        log.write(&line.with(None));
+    }
+    if let Some(trace) = trace {
+        trace.send(None);
+    }
+}
+
+/// What is to be done when a call of our own has ended, which was made for the sake of a request.
+pub fn conclude_call(request: &mut Request, outcome: Outcome) {
+    if let Some(trace) = end_trace(request, Ended::now(request, outcome)) {
+        trace.send(None);
+    }
+    follow_up(request, outcome);
+}
+
+/// Ends the trace of a request, if it has one. Copies of the request that are yet to be sent are part of all of it.
+fn end_trace(request: &mut Request, ended: Ended) -> Option<Box<Finished>> {
+    let trace = request.trace.take()?;
+    if request.route.as_ref().is_some_and(|route| route.mirror.is_some()) {
+        trace.identify(&mut request.head.fields);
+    }
+    let pattern = match request.route.as_ref().map(|route| &*route.settings.matches.paths) {
+        Some([one]) => one.to_string(),
+        _ => String::new(),
+    };
+    Some(trace.end(About {
+        record: Kept::of(&record(request, ended)),
+        start: request.start,
+        first_byte: ended.first_byte.map(|after| request.start + after),
+        pattern,
+        path: request.head.path().to_owned(),
+        shares_call: request.trail.shares_call,
+    }))
 }
 
 /// What follows it in the kernel, if it was sent to an endpoint that is followed.
@@ -79,13 +139,8 @@ pub fn give_back(request: &mut Request, outcome: Outcome) {
     }
 }
 
-fn count(
-    request: &Request,
-    outcome: Outcome,
-    status: u16,
-    duration: Duration,
-    first_byte: Option<Duration>,
-) {
+fn count(request: &Request, ended: Ended) {
+    let Ended { outcome, status, duration, first_byte } = ended;
     let metrics = &request.metrics;
     let summary = request.progress.summary();
     metrics.ended(outcome, status);
@@ -99,13 +154,8 @@ fn count(
     metrics.tokens_out.add(summary.tokens_out.unwrap_or(0));
 }
 
-fn record<'a>(
-    request: &'a Request,
-    outcome: Outcome,
-    status: u16,
-    duration: Duration,
-    first_byte: Option<Duration>,
-) -> Record<'a> {
+fn record(request: &Request, ended: Ended) -> Record<'_> {
+    let Ended { outcome, status, duration, first_byte } = ended;
     let (fields, trail) = (&request.head.fields, &request.trail);
     let summary = request.progress.summary();
     Record {

@@ -144,6 +144,7 @@ impl Hall<'_> {
         .await;
         let waited = clock::since(start);
         *request.trail.queued.get_or_insert(Duration::ZERO) += waited;
+        request.note(|trace| trace.waited(self.scope, self.name, start));
         match turn {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) if request.allowed.left(clock::now()).is_some_and(|left| left.is_zero()) => {

@@ -46,7 +46,10 @@ use crate::{
     retry::Reason,
     snapshot::Route,
     stream::Kind,
-    telemetry::metrics::{HedgeDenied, HedgeResult, RouteMetrics},
+    telemetry::{
+        metrics::{HedgeDenied, HedgeResult, RouteMetrics},
+        trace::Ending,
+    },
     upstream::{Backend, backend::Wanted},
     wire::{ResponseHead, WireError},
 };
@@ -105,6 +108,17 @@ enum Due {
 struct Runner {
     rival: Box<Rival>,
     ticket: Ticket,
+    /// Which attempt of the request it is in its trace.
+    number: Option<usize>,
+}
+
+impl Runner {
+    /// It has ended so, for the request's trace.
+    fn ended(&self, request: &mut Request, ending: Ending) {
+        if let (Some(trace), Some(number)) = (&mut request.trace, self.number) {
+            trace.ends_at(number, ending);
+        }
+    }
 }
 
 /// Counts a hedge by what became of it, however it ends.
@@ -275,12 +289,16 @@ impl<'a, R: Rng> Race<'a, R> {
         let mut head = request.head.clone();
         forward::mark_hop(&mut head.fields, &place, self.hop_marked);
         request.allowed.tell(&mut head.fields, self.route);
+        let number = request
+            .trace
+            .as_mut()
+            .map(|trace| trace.hedge(place.endpoint(), &mut head.fields, &mut *self.rng));
         let connect = self.route.settings.deadline.connect.longest();
         let limit = connect.into_iter().chain(request.allowed.left(now)).min();
         let rival = Rival::new(place, Arc::clone(self.backend), head, body, limit);
         let metrics = Arc::clone(&self.route.metrics);
         let ticket = Ticket { metrics, result: HedgeResult::GivenUp };
-        self.runners.push(Runner { rival: Box::new(rival), ticket });
+        self.runners.push(Runner { rival: Box::new(rival), ticket, number });
         self.due = match self.due {
             Due::At(_, after) if trail.hedges < self.hedging.policy.max => {
                 Due::At(now + after, after)
@@ -336,6 +354,7 @@ impl<'a, R: Rng> Race<'a, R> {
             return ControlFlow::Continue(Lead::Gone(exchange.into_asker()));
         }
         let miss = no_head(&mut exchange, self.route, self.backend, fault);
+        exchange.request.note(|trace| miss.note(trace));
         if self.runners.is_empty() {
             return ControlFlow::Break(Err(miss));
         }
@@ -382,7 +401,7 @@ impl<'a, R: Rng> Race<'a, R> {
         index: usize,
         status: u16,
     ) -> ControlFlow<Finish<'r, 'c>, Lead<'r, 'c>> {
-        let Runner { rival, mut ticket } = self.runners.remove(index);
+        let Runner { rival, mut ticket, number } = self.runners.remove(index);
         let Some((answered, head)) = rival.into_answer() else {
             return ControlFlow::Continue(lead);
         };
@@ -393,6 +412,12 @@ impl<'a, R: Rng> Race<'a, R> {
         }
         if ticket.result == HedgeResult::Won {
             self.backend.hedge_won(&answered.place, self.wanted.ask, clock::now());
+        }
+        if let (Some(trace), Some(number)) = (&mut asker.request.trace, number) {
+            trace.wins(number, status);
+            if let Some(took) = answered.connect {
+                trace.connected(answered.dialled, took);
+            }
         }
         let trail = &mut asker.request.trail;
         trail.hedge = Some(ticket.result);
@@ -412,6 +437,10 @@ impl<'a, R: Rng> Race<'a, R> {
             Lead::Pleading(mut exchange, head) => {
                 settle(&mut exchange, self.backend, head.status);
                 exchange.request.trail.faults += u32::from(!is_busy(head.status));
+                exchange.request.note(|trace| {
+                    trace.answered(head.status);
+                    trace.pleaded();
+                });
                 exchange.into_asker()
             }
             Lead::Gone(asker) => asker,
@@ -425,6 +454,7 @@ impl<'a, R: Rng> Race<'a, R> {
         runner.rival.place.endpoint().metrics.races_lost.inc();
         runner.ticket.result = HedgeResult::Lost;
         request.trail.hedge = Some(HedgeResult::Lost);
+        runner.ended(request, Ending::Lost);
     }
 
     /// A rival is out; its failure has been counted.
@@ -437,6 +467,7 @@ impl<'a, R: Rng> Race<'a, R> {
         let mut runner = self.runners.remove(index);
         runner.rival.cancel();
         runner.ticket.result = HedgeResult::Failed;
+        runner.ended(lead.request_mut(), Ending::Outcome(lapse.outcome));
         let trail = &mut lead.request_mut().trail;
         trail.hedge = Some(HedgeResult::Failed);
         let last = self.runners.is_empty();

@@ -9,7 +9,7 @@ mod obstacle;
 mod user;
 mod voice;
 
-pub(super) use clock::monotonic;
+pub use clock::monotonic;
 pub(super) use facts::{Kernel, own_namespace, own_pids};
 pub(super) use hook::{Function, Hook, Way};
 pub(super) use load::Programs;

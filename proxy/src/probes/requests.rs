@@ -26,7 +26,7 @@ use outrigger_probes::{Connection, SocketFact};
 use parking_lot::Mutex;
 
 pub use fold::Span;
-pub use follow::{Attendance, Follower, Watch};
+pub use follow::{Attendance, Follower, Told, Watch};
 pub use timeline::Timeline;
 
 use super::{

@@ -150,6 +150,8 @@ pub struct Answered {
     pub place: Place,
     /// How long its connection took to make; `None` when it was used again.
     pub connect: Option<Duration>,
+    /// When it began to connect.
+    pub dialled: Instant,
     upstream: Upstream,
     turn: Option<Turn>,
     early: Option<Frame>,
@@ -310,6 +312,7 @@ impl Rival {
         let answered = Answered {
             place: self.place,
             connect: self.connect,
+            dialled: self.dialled,
             upstream,
             turn: self.turn,
             early: self.early,

@@ -21,6 +21,7 @@ mod probes;
 mod table;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod traffic;
 mod upstream;
 
@@ -43,6 +44,7 @@ pub use admission::*;
 pub use answers::*;
 pub use labels::*;
 pub use probes::*;
+pub use traces::*;
 pub use traffic::*;
 pub use upstream::*;
 
@@ -91,6 +93,7 @@ struct Inner {
     namespace: Arc<NamespaceMetrics>,
     sockets: Handles<2, SocketMetrics>,
     gpu: Handles<0, GpuMetrics>,
+    traces: Handles<0, TraceMetrics>,
 }
 
 impl Metrics {
@@ -122,6 +125,7 @@ impl Metrics {
             namespace: Arc::default(),
             sockets: Handles::default(),
             gpu: Handles::default(),
+            traces: Handles::default(),
         });
         let registry = Registry::new();
         let descriptions = TABLE.iter().map(Declaration::describe).collect();
@@ -286,6 +290,12 @@ impl Metrics {
         self.inner.gpu.get([], |_| GpuMetrics::default())
     }
 
+    /// The handle of traces.
+    #[must_use]
+    pub fn traces(&self) -> Arc<TraceMetrics> {
+        self.inner.traces.get([], |_| TraceMetrics::default())
+    }
+
     /// The handle of what the kernel sees of an endpoint.
     #[must_use]
     pub fn app(&self, backend: &str, endpoint: &str) -> Arc<AppMetrics> {
@@ -355,6 +365,7 @@ impl Collector for Walker {
         }
         self.inner.sockets.for_each(|sockets, labels| sockets.write(labels, &mut page));
         self.inner.gpu.for_each(|gpu, _| gpu.write(&mut page));
+        self.inner.traces.for_each(|traces, _| traces.write(&mut page));
         // Nothing is told of a store where no route has one.
         if !self.inner.answers.lock().is_empty() {
             self.inner.store.write(&mut page);

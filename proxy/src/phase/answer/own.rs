@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Shelf, follow_up};
+use super::{Shelf, conclude_call};
 use crate::{
     answers::{Key, Store},
     deadline::Watchdog,
@@ -62,7 +62,7 @@ pub(super) async fn make(
     let (mut client, mut watchdog) = (Downstream::own(audience), Watchdog::new());
     let result = call(&mut request, &mut client, &mut watchdog, &route, backend).await;
     let outcome = result.as_ref().map_or_else(|failure| failure.outcome, |outcome| *outcome);
-    follow_up(&mut request, outcome);
+    conclude_call(&mut request, outcome);
     result
 }
 

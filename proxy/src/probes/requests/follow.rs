@@ -29,6 +29,7 @@ use crate::{
     telemetry::{
         access_log::Kept,
         metrics::{AppMetrics, FollowMetrics, TimelineResult},
+        trace::Finished,
     },
 };
 
@@ -54,7 +55,12 @@ pub(super) struct Ended {
     pub(super) app: Arc<App>,
     /// Its line of the access log, if there is one.
     pub(super) line: Option<Box<Kept>>,
+    /// Its trace, if it is traced.
+    pub(super) trace: Option<Box<Finished>>,
 }
+
+/// What is told of a request that has ended: its line of the access log, its trace.
+pub type Told = (Option<Box<Kept>>, Option<Box<Finished>>);
 
 /// The application at one endpoint, as far as the kernel tells of it.
 pub(super) struct App {
@@ -246,22 +252,18 @@ impl Follower {
         Timeline::of((span.sent, span.ended), [burst])
     }
 
-    /// A request to the endpoint has ended. Gives its line back when it is to be written without a timeline.
+    /// A request to the endpoint has ended. Gives back what is to be told of it without a timeline.
     ///
     /// # Errors
-    /// The line.
-    pub fn ended(
-        &self,
-        span: Option<Span>,
-        line: Option<Box<Kept>>,
-    ) -> Result<(), Option<Box<Kept>>> {
+    /// That.
+    pub fn ended(&self, span: Option<Span>, (line, trace): Told) -> Result<(), Told> {
         let Some(span) = span else {
             self.app.metrics.timeline(TimelineResult::Unattributed);
-            return Err(line);
+            return Err((line, trace));
         };
-        let ended = Ended { app: Arc::clone(&self.app), line };
+        let ended = Ended { app: Arc::clone(&self.app), line, trace };
         match self.shared.note(Note::Ended(span, ended)) {
-            Err(Note::Ended(_, ended)) => Err(ended.line),
+            Err(Note::Ended(_, ended)) => Err((ended.line, ended.trace)),
             _ => Ok(()),
         }
     }

@@ -155,7 +155,7 @@ impl Reader {
             if let (Some(waits), Some(timeline)) = (waits, &mut timeline) {
                 timeline.gpu = timeline.last_write.and_then(|end| waits.of(crowd, span.sent, end));
             }
-            deliver(&ended, span, timeline, log);
+            deliver(ended, span, timeline, log);
         };
         self.fold.round(|key| shared.look_up(key), done);
         while let Some((connection, key)) = self.fold.forget() {
@@ -171,7 +171,7 @@ impl Reader {
     }
 }
 
-fn deliver(ended: &Ended, span: Span, timeline: Option<Timeline>, log: &AccessLog) {
+fn deliver(ended: Ended, span: Span, timeline: Option<Timeline>, log: &AccessLog) {
     let metrics = &ended.app.metrics;
     metrics.timeline(match timeline {
         _ if !span.complete => TimelineResult::BrokenOff,
@@ -202,5 +202,8 @@ fn deliver(ended: &Ended, span: Span, timeline: Option<Timeline>, log: &AccessLo
     }
     if let Some(line) = &ended.line {
         log.write(&line.with(timeline));
+    }
+    if let Some(trace) = ended.trace {
+        trace.send(timeline);
     }
 }

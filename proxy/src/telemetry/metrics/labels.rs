@@ -475,3 +475,17 @@ label_values! {
         Timeout "timeout",
     }
 }
+
+label_values! {
+    /// What became of a span.
+    SpanResult {
+        /// The collector has it.
+        Exported "exported",
+        /// The collector has the message with it, and did not take this one.
+        Rejected "rejected",
+        /// The collector could not be reached, or did not take the message.
+        Failed "failed",
+        /// There were too many to be sent.
+        Dropped "dropped",
+    }
+}

@@ -331,6 +331,8 @@ declare! {
         "Processes whose calls of the GPU's user-space driver are timed.";
     GpuApiOldestCall GAUGE "gpu_api_oldest_call_seconds" []
         "How long the oldest call that has not returned has been under way; 0 when there is none.";
+    TraceSpans COUNTER "trace_spans_total" ["result"]
+        "Spans of requests that were traced, by what became of them: exported, rejected by the collector, failed to get there, dropped for want of room.";
     AccessLogDropped COUNTER "access_log_dropped_total" []
         "Access-log lines lost because they could not be written fast enough, or at all.";
 }

@@ -77,6 +77,7 @@ fn busy() -> Metrics {
     metrics.driver().calls(BTreeMap::from([(labels, call)]));
     metrics.driver().xid(79);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
+    metrics.traces().spans(SpanResult::Dropped, 3);
     let number = |name| function(Api::Cuda, name).expect("of the table");
     let (copy, launch) = (number("cuMemcpyDtoH_v2"), number("cuLaunchKernel"));
     metrics.gpu().attached([copy, launch].into_iter());
@@ -135,6 +136,7 @@ fn what_is_counted_is_shown() {
         ("outrigger_gpu_api_launches_total", "cuLaunchKernel", 0.0),
         ("outrigger_gpu_api_refused", "cuMemFree", 1.0),
         ("outrigger_gpu_xid_total", "79", 1.0),
+        ("outrigger_trace_spans_total", "dropped", 3.0),
     ] {
         assert_eq!(sample(&metrics, name, labels), Some(value), "{name} {labels}");
     }
