@@ -19,6 +19,11 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use outrigger_tests::harness::{Metrics, program};
+use tokio::sync::RwLock;
+
+/// The processors of this machine: shared by tests that compare the clocks of others with the kernel's, and taken whole by
+/// those that emulate another machine, which would be in the way of the first for a minute.
+static PROCESSORS: RwLock<()> = RwLock::const_new(());
 
 /// What the doctor says here; asked once, for it loads every probe.
 static DOCTOR: LazyLock<String> = LazyLock::new(|| {

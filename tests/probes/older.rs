@@ -13,15 +13,11 @@ use std::time::Duration;
 
 use outrigger_tests::harness::{Process, program};
 use tempfile::TempDir;
-use tokio::sync::Mutex;
 
-use crate::not_tested;
+use crate::{PROCESSORS, not_tested};
 
 /// How long a machine may take: 25 s of a processor, of which others may want the most.
 const PATIENCE: Duration = Duration::from_secs(240);
-
-/// One machine at a time: they have to share the processors with the other tests.
-static ONE: Mutex<()> = Mutex::const_new(());
 
 /// What the machine runs.
 const INIT: &str = "#!/bin/busybox sh
@@ -131,7 +127,7 @@ fn emulator(folder: &Path) -> Command {
     command
 }
 
-/// Runs a kernel with an archive; what it wrote. One processor, for other tests compare clocks meanwhile.
+/// Runs a kernel with an archive; what it wrote. One processor, for other tests want one meanwhile.
 async fn boot(folder: &Path, kernel: &Path, archive: &Path) -> Vec<String> {
     let mut command = emulator(folder);
     command.args(["-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", "1G"]);
@@ -159,7 +155,7 @@ async fn tried_in(
     let scratch = TempDir::new().expect("a temporary directory");
     let file = scratch.path().join("archive");
     std::fs::write(&file, archive(&busybox, arguments)).expect("room for it");
-    let _turn = ONE.lock().await;
+    let _all = PROCESSORS.write().await;
     Some(boot(&folder, &kernel, &file).await)
 }
 

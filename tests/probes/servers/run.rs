@@ -6,8 +6,9 @@ use std::process::Command;
 
 use outrigger_tests::harness::Process;
 use tempfile::TempDir;
+use tokio::sync::RwLockReadGuard;
 
-use crate::not_tested;
+use crate::{PROCESSORS, not_tested};
 
 /// A server; dropping it ends it.
 pub(super) struct Server {
@@ -15,6 +16,7 @@ pub(super) struct Server {
     pub(super) address: SocketAddr,
     /// What it serves or was built in.
     _folder: Option<TempDir>,
+    _processors: RwLockReadGuard<'static, ()>,
 }
 
 /// The two ways in which uvicorn is run.
@@ -124,7 +126,8 @@ pub(super) async fn io_uring() -> Option<Server> {
 async fn listening(process: Process, at: IpAddr) -> Server {
     let line = process.await_log("LISTENING").await;
     let port = line.split(' ').nth(1).and_then(|port| port.parse().ok()).expect("a port");
-    Server { process, address: SocketAddr::new(at, port), _folder: None }
+    let _processors = PROCESSORS.read().await;
+    Server { process, address: SocketAddr::new(at, port), _folder: None, _processors }
 }
 
 /// The files that nginx serves: a name, and how many bytes; each ends with [`END`].
@@ -150,7 +153,8 @@ pub(super) async fn nginx() -> Option<Server> {
     loop {
         let address = free_port();
         if let Some(process) = start_nginx(&program, folder.path(), address).await {
-            return Some(Server { process, address, _folder: Some(folder) });
+            let _processors = PROCESSORS.read().await;
+            return Some(Server { process, address, _folder: Some(folder), _processors });
         }
         assert!(tries.next().is_some(), "nginx found no port");
     }
