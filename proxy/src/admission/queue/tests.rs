@@ -144,8 +144,8 @@ fn a_standing_queue_turns_the_old_away_and_serves_the_newest() {
     assert_eq!(gone, shed);
 }
 
-#[test]
-fn it_stands_no_longer_when_nobody_waits_for_a_while() {
+/// A queue that stood until three seconds after this time, and is empty since.
+fn stood() -> (Queue<u32>, Instant) {
     let (mut queue, start) = (Queue::new(settings(10, SECOND, 100 * MS)), Instant::now());
     enter(&mut queue, of_class(0), 1, start);
     assert_eq!(next(&mut queue, start + 900 * MS), Some(1));
@@ -154,6 +154,12 @@ fn it_stands_no_longer_when_nobody_waits_for_a_while() {
     enter(&mut queue, of_class(0), 2, soon);
     assert!(queue.is_standing(soon));
     assert_eq!(next(&mut queue, soon), Some(2));
+    (queue, start)
+}
+
+#[test]
+fn it_stands_no_longer_when_nobody_waits_for_a_while() {
+    let (mut queue, start) = stood();
     let later = start + 60 * SECOND;
     enter(&mut queue, of_class(0), 3, later);
     assert!(!queue.is_standing(later));
@@ -161,13 +167,7 @@ fn it_stands_no_longer_when_nobody_waits_for_a_while() {
 
 #[test]
 fn those_whose_own_time_is_over_do_not_keep_it_standing() {
-    let (mut queue, start) = (Queue::new(settings(10, SECOND, 100 * MS)), Instant::now());
-    enter(&mut queue, of_class(0), 1, start);
-    assert_eq!(next(&mut queue, start + 900 * MS), Some(1));
-    let soon = start + 3 * SECOND;
-    enter(&mut queue, of_class(0), 2, soon);
-    assert!(queue.is_standing(soon));
-    assert_eq!(next(&mut queue, soon), Some(2));
+    let (mut queue, start) = stood();
     let mut gone = Vec::new();
     for tenth in 31..600 {
         let now = start + tenth * 100 * MS;
