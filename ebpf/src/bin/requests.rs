@@ -44,7 +44,7 @@ use program::now;
 /// Connections that can be followed at once: about 2 MiB of the kernel's memory.
 const CONNECTIONS_MOST: u32 = 16_384;
 
-/// Endpoints whose writes are counted; those of any more are not, and nothing is said: metrics have no label for them either.
+/// Endpoints whose writes are counted: more than there can be series of metrics for.
 const ENDPOINTS_MOST: u32 = 1024;
 
 /// Room for 10,000 bursts, which is half a second of 20,000 requests per second.
