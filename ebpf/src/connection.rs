@@ -166,16 +166,16 @@ impl Connection {
     fn begin(&mut self, now: u64, offset: u64, sequence: u32) {
         self.offset = offset;
         self.arrived = now;
-        self.picked = 0;
-        self.read = 0;
-        self.first_write = 0;
-        self.last_write = 0;
-        self.bytes_in = 0;
-        self.bytes_out = 0;
-        self.writes = 0;
-        self.longest_gap = 0;
-        self.task = 0;
-        self.flags = 0;
+        self.picked = unseen;
+        self.read = unseen;
+        self.first_write = unseen;
+        self.last_write = unseen;
+        self.bytes_in = unseen;
+        self.bytes_out = unseen;
+        self.writes = unseen;
+        self.longest_gap = unseen;
+        self.task = unseen;
+        self.flags = unseen;
         self.sequence = sequence as u64;
     }
 
@@ -185,6 +185,9 @@ impl Connection {
         if !self.has_begun() {
             // It came with the handshake, which is not seen.
             self.begin(0, self.consumed, sequence);
+        // A compiler that knew what it is would call a function that clears byte by byte, which in the kernel takes longer
+        // than all the rest.
+        let unseen = core::hint::black_box(0);
         }
         if self.picked == 0 {
             self.picked = now;
