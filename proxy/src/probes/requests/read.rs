@@ -79,7 +79,8 @@ impl Reader {
             gaps: Gaps::new(gaps, Arc::clone(&numbers)),
             numbers,
             programs,
-            fold: Fold::new(),
+            // Who else was in flight is known a round later.
+            fold: Fold::new(waits.is_none()),
             waits,
             crowd: Crowd::default(),
             metrics,
@@ -127,7 +128,26 @@ impl Reader {
     }
 
     fn round(&mut self) {
-        // Notes first: whatever ended before has been told by the kernel when the ring is read afterwards.
+        self.take_notes();
+        self.join();
+        while let Some((connection, key)) = self.fold.forget() {
+            self.shared.dismiss(connection, key);
+        }
+        self.gaps.look();
+        self.programs.write_down();
+        self.count_dropped();
+    }
+
+    fn count_dropped(&mut self) {
+        if let Ok(counts) = self.dropped.get(&0, 0) {
+            let all: u64 = counts.iter().sum();
+            self.metrics.bursts_dropped.add(all - self.dropped_before);
+            self.dropped_before = all;
+        }
+    }
+
+    /// What ended before has been told by the kernel when the ring is read afterwards.
+    fn take_notes(&mut self) {
         while let Some(note) = self.shared.notes.pop() {
             match note {
                 Note::Began(at) => self.crowd.began(at),
@@ -136,38 +156,36 @@ impl Reader {
                 Note::Closed(connection, key) => {
                     self.fold.closed(connection, key);
                 }
-                Note::Ended(span, ended) => self.fold.ended(span, ended),
+                Note::Ended(span, ended) => {
+                    if let Some(ended) = self.fold.ended(span, ended) {
+                        deliver(ended, span, None, &self.log);
+                    }
+                }
             }
         }
         if self.shared.in_flight.load(SeqCst) == 0 {
             self.crowd.nobody();
         }
-        while let Some(bytes) = self.bursts.next() {
-            if let Some(burst) = Burst::from_bytes(&bytes) {
-                self.fold.heard(burst);
-            }
-        }
+    }
+
+    /// Reads what the kernel told, and hands over the requests of which all is known.
+    fn join(&mut self) {
         if let Some(waits) = &mut self.waits {
             waits.look();
         }
         let (shared, log, waits, crowd) = (&self.shared, &self.log, &self.waits, &self.crowd);
-        let done = |ended: Ended, span: Span, mut timeline: Option<Timeline>| {
+        let mut done = |ended: Ended, span: Span, mut timeline: Option<Timeline>| {
             if let (Some(waits), Some(timeline)) = (waits, &mut timeline) {
                 timeline.gpu = timeline.last_write.and_then(|end| waits.of(crowd, span.sent, end));
             }
             deliver(ended, span, timeline, log);
         };
+        while let Some(bytes) = self.bursts.next() {
+            if let Some(burst) = Burst::from_bytes(&bytes) {
+                self.fold.heard(burst, &mut done);
+            }
+        }
         self.fold.round(|key| shared.look_up(key), done);
-        while let Some((connection, key)) = self.fold.forget() {
-            shared.dismiss(connection, key);
-        }
-        self.gaps.look();
-        self.programs.write_down();
-        if let Ok(counts) = self.dropped.get(&0, 0) {
-            let all: u64 = counts.iter().sum();
-            self.metrics.bursts_dropped.add(all - self.dropped_before);
-            self.dropped_before = all;
-        }
     }
 }
 
@@ -188,7 +206,7 @@ fn deliver(ended: Ended, span: Span, timeline: Option<Timeline>, log: &AccessLog
         ];
         for (took, histogram) in steps {
             if let Some(took) = took {
-                histogram.observe(took);
+                histogram.observe_alone(took);
             }
         }
     }

@@ -14,6 +14,8 @@ use crate::probes::{GpuWait, Method};
 pub struct FollowMetrics {
     /// Bursts that the kernel had no room for.
     pub bursts_dropped: Counter,
+    /// Single writes for which there was no room.
+    pub writes_dropped: Counter,
     /// Connections that could not be registered.
     pub unregistered: Counter,
     /// Requests that could not be joined, because the reader was too slow.
@@ -36,7 +38,8 @@ impl FollowMetrics {
 /// What the kernel sees of an endpoint.
 #[derive(Debug)]
 pub struct AppMetrics {
-    /// From the proxy beginning to send to the socket's first byte.
+    /// From the proxy beginning to send to the socket's first byte. This and the next three are observed by the thread alone
+    /// that joins timelines.
     pub wire: Histogram,
     /// From the socket's first byte to the application's first read.
     pub socket_wait: Histogram,
