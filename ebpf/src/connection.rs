@@ -47,6 +47,20 @@ record! {
 }
 
 record! {
+    /// A write of an answer that was not its first.
+    Write {
+        /// [`Burst::connection`].
+        connection,
+        /// [`Burst::offset`].
+        offset,
+        /// When it was seen, in nanoseconds of CLOCK_MONOTONIC.
+        at,
+        /// How many bytes were written.
+        bytes,
+    }
+}
+
+record! {
     /// A connection that is followed: the burst under way, as words, and what is needed to find its end. One entry of a map.
     Connection {
         /// [`Burst::connection`].
@@ -131,6 +145,13 @@ impl Connection {
         }
     }
 
+    /// The write that was seen last, of so many bytes.
+    #[must_use]
+    #[inline(always)]
+    pub const fn write(&self, bytes: u64) -> Write {
+        Write { connection: self.connection, offset: self.offset, at: self.last_write, bytes }
+    }
+
     /// Whether anything has come.
     #[must_use]
     pub const fn has_begun(&self) -> bool {
@@ -164,6 +185,9 @@ impl Connection {
 
     #[inline(always)]
     fn begin(&mut self, now: u64, offset: u64, sequence: u32) {
+        // A compiler that knew what it is would call a function that clears byte by byte, which in the kernel takes longer
+        // than all the rest.
+        let unseen = core::hint::black_box(0);
         self.offset = offset;
         self.arrived = now;
         self.picked = unseen;
@@ -185,9 +209,6 @@ impl Connection {
         if !self.has_begun() {
             // It came with the handshake, which is not seen.
             self.begin(0, self.consumed, sequence);
-        // A compiler that knew what it is would call a function that clears byte by byte, which in the kernel takes longer
-        // than all the rest.
-        let unseen = core::hint::black_box(0);
         }
         if self.picked == 0 {
             self.picked = now;
@@ -325,6 +346,8 @@ mod tests {
         assert_eq!(gaps, [None, Some(50), Some(300), Some(10)]);
         let burst = connection.burst();
         assert_eq!((burst.writes, burst.longest_gap, burst.bytes_out), (4, 300, 40));
+        let last = Write { connection: 5, offset: 0, at: 1460, bytes: 10 };
+        assert_eq!(connection.write(10), last);
     }
 
     #[test]

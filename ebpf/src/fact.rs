@@ -37,9 +37,11 @@ pub enum SocketFact {
     OwnPidsDevice,
     /// No offset but the number of that file.
     OwnPidsNumber,
+    /// No offset but how many writes of a burst are told one by one, the first included; 0 for none.
+    WritesTold,
 }
 
 impl SocketFact {
     /// How many there are.
-    pub const COUNT: usize = Self::OwnPidsNumber as usize + 1;
+    pub const COUNT: usize = Self::WritesTold as usize + 1;
 }

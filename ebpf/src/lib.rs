@@ -17,7 +17,7 @@ mod key;
 mod record;
 
 pub use call::{Call, Histogram};
-pub use connection::{Burst, Connection};
+pub use connection::{Burst, Connection, Write};
 pub use driver::*;
 pub use fact::SocketFact;
 pub use gpu::{Api, Begun, Calls, Cookie, Detail, FUNCTIONS, Frame, Function, function};

@@ -100,7 +100,8 @@ pub(crate) fn assemble(config: Config) -> Result<Proxy, String> {
         .map_err(|error| format!("can not open the access log {}: {error}", target(&config)))?;
     let tracer = config.tracing.as_ref().map(|tracing| Tracer::start(tracing, &metrics));
     let tracer = tracer.transpose().map_err(|error| format!("can not trace: {error}"))?;
-    let probes = Arc::new(Probes::start(&config.probes, &metrics, &access_log));
+    let probes =
+        Arc::new(Probes::start(&config.probes, &metrics, &access_log, config.tracing.is_some()));
     let registry = Arc::new(Registry::new(metrics.clone(), Arc::clone(&probes)));
     let snapshot =
         Snapshot::compile(config, None, &registry, &metrics).map_err(|error| error.to_string())?;

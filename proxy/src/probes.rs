@@ -44,9 +44,14 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Starts what is asked for. What cannot be is said in the log, and off.
+    /// Starts what is asked for. What cannot be is said in the log, and off. Requests may be traced, or none are.
     #[must_use]
-    pub fn start(settings: &config::Probes, metrics: &Metrics, log: &AccessLog) -> Self {
+    pub fn start(
+        settings: &config::Probes,
+        metrics: &Metrics,
+        log: &AccessLog,
+        is_traced: bool,
+    ) -> Self {
         let driver = settings.driver.as_ref().map(|driver| Driver::start(driver, metrics));
         let driver = driver.and_then(|started| told(ProbeName::Driver, metrics, started));
         let driver = driver.map(Arc::new);
@@ -55,8 +60,9 @@ impl Probes {
         // Who waits for the GPU in its library waits for all that it does; the driver is called for little of it.
         let waits = cuda.as_ref().map(waits_for_cuda);
         let waits = waits.or_else(|| driver.as_ref().map(waits_for_driver));
-        let requests =
-            settings.requests.then(|| Requests::start(metrics, log, waits, settings.feedback));
+        let requests = settings
+            .requests
+            .then(|| Requests::start(metrics, log, waits, settings.feedback, is_traced));
         let sockets = settings.sockets.then(|| Sockets::start(metrics));
         Probes {
             requests: requests.and_then(|started| told(ProbeName::Requests, metrics, started)),

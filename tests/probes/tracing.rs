@@ -1,6 +1,10 @@
 //! What the kernel saw of requests, as spans: inside of the attempt, without gaps, and as long as a server's own clock says.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use outrigger_tests::harness::{Call, Collector, Proxy, Span};
 use outrigger_tests::sim::{Options, Simulator};
@@ -96,6 +100,71 @@ async fn a_stream_is_an_answer_with_its_writes() {
     assert!(writes > 1 && steps[3].end > steps[3].start, "{steps:#?}");
 }
 
+/// Serves one client with answers in pieces, 2 ms apart, so many in each; tells when it had written each, by its own clock.
+fn serves_pieces(pieces: &'static [usize]) -> (SocketAddr, Receiver<Vec<Instant>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the proxy");
+        stream.set_nodelay(true).expect("a connection");
+        for count in pieces {
+            let mut head = [0; 4096];
+            let length = stream.read(&mut head).expect("a request");
+            assert!(head[..length].ends_with(b"\r\n\r\n"), "the whole head");
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 3 * (count - 1));
+            let mut written = Vec::new();
+            for number in 0..*count {
+                thread::sleep(Duration::from_millis(2));
+                let piece = if number == 0 { head.as_bytes() } else { b"one" };
+                stream.write_all(piece).expect("the proxy");
+                written.push(Instant::now());
+            }
+            tell.send(written).expect("the test");
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test]
+async fn each_write_of_an_answer_is_an_event_with_its_time() {
+    if is_impossible("requests") {
+        return;
+    }
+    let (server, told) = serves_pieces(&[40, 1, 200]);
+    let collector = Collector::start().await;
+    let proxy = Proxy::start(&traced(&following(server), &collector)).await;
+    for _ in 0..3 {
+        assert_eq!(Call::get("/").send(proxy.address()).await.status, 200);
+    }
+    let spans = collector.await_spans(3 * 6 + 1).await;
+    let mut attempts = attempts(&spans);
+    attempts.sort_by_key(|(attempt, _)| attempt.start);
+    let mut errors = Vec::new();
+    // As many as a span has: the first write is its beginning.
+    for ((_, steps), most) in attempts.iter().zip([39, 0, 127]) {
+        let written = told.recv().expect("the server told");
+        assert_eq!(steps[3].says("app.writes"), written.len().to_string());
+        let seen: Vec<u64> = steps[3].events.iter().map(|(_, at)| *at).collect();
+        assert_eq!((seen.len(), seen.is_sorted()), (most, true), "{:#?}", steps[3]);
+        assert!(steps[3].events.iter().all(|(name, _)| name == "write"));
+        for (seen, written_at) in seen.iter().zip(&written[1..]) {
+            let seen = seen - steps[3].start;
+            let noted = (*written_at - written[0]).as_nanos() as u64;
+            errors.push(seen.abs_diff(noted));
+        }
+    }
+    errors.sort_unstable();
+    let (median, p99) = (errors[errors.len() / 2], errors[errors.len() * 99 / 100]);
+    let _ = writeln!(
+        std::io::stderr(),
+        "writes: median error {} us, p99 {} us",
+        median / 1000,
+        p99 / 1000
+    );
+    assert!(median < 50_000, "the kernel and the server disagree: {errors:?}");
+}
+
 #[tokio::test]
 async fn the_spans_of_a_followed_request_come_at_the_end_as_well() {
     if is_impossible("requests") {
@@ -108,7 +177,7 @@ async fn the_spans_of_a_followed_request_come_at_the_end_as_well() {
         assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
     }
     proxy.signal(nix::sys::signal::Signal::SIGTERM);
-    proxy.wait_exit(std::time::Duration::from_secs(10)).await;
+    proxy.wait_exit(Duration::from_secs(10)).await;
     let spans = collector.spans();
     let attempts = attempts(&spans);
     assert_eq!(attempts.len(), 50, "none is lost for want of a timeline");

@@ -38,7 +38,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, FExitContext},
 };
 use aya_log_ebpf::debug;
-use outrigger_probes::{Burst, Connection, Histogram, SocketFact, fold_v6, key};
+use outrigger_probes::{Connection, Histogram, SocketFact, fold_v6, key};
 use program::now;
 
 /// Connections that can be followed at once: about 2 MiB of the kernel's memory.
@@ -49,6 +49,9 @@ const ENDPOINTS_MOST: u32 = 1024;
 
 /// Room for 10,000 bursts, which is half a second of 20,000 requests per second.
 const RING_BYTES: u32 = 1 << 20;
+
+/// Room for 6,500 writes.
+const WRITES_BYTES: u32 = 1 << 18;
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -78,14 +81,18 @@ static PORTS: Array<u64> = Array::with_max_entries(1024, 0);
 #[map]
 static BURSTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
+/// Writes of answers, the first of each left out, as many as [`SocketFact::WritesTold`] says.
+#[map]
+static WRITES: RingBuf = RingBuf::with_byte_size(WRITES_BYTES, 0);
+
 /// How far apart writes in a row were, by [`Connection::endpoint`].
 #[map]
 static GAPS: PerCpuHashMap<u64, Histogram> =
     PerCpuHashMap::with_max_entries(ENDPOINTS_MOST, BPF_F_NO_PREALLOC);
 
-/// Bursts for which there was no room.
+/// Bursts for which there was no room; writes.
 #[map]
-static DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+static DROPPED: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
 
 /// A socket of the kernel.
 #[derive(Clone, Copy)]
@@ -117,7 +124,7 @@ fn arrived(ctx: BtfTracePointContext) -> i32 {
         (tcp.typed(SocketFact::BytesReceived), tcp.typed(SocketFact::WriteSequence));
     let now = now();
     if let Some(burst) = connection.arrives(now, offset, sequence) {
-        tell(burst);
+        tell(&BURSTS, burst, 0);
     }
     0
 }
@@ -176,7 +183,7 @@ fn destroyed(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as in `Socket::followed`.
     let connection = unsafe { &mut *connection };
     if connection.has_begun() {
-        tell(connection.burst());
+        tell(&BURSTS, connection.burst(), 0);
     }
     debug!(
         (),
@@ -214,6 +221,9 @@ fn is_sent(socket: Socket, length: i32) {
     let sequence = tcp.typed(SocketFact::WriteSequence);
     if let Some(gap) = connection.is_written(now(), length as u64, sequence) {
         counts::count(&GAPS, connection.endpoint, gap);
+        if connection.writes <= u64::from(fact(SocketFact::WritesTold)) {
+            tell(&WRITES, connection.write(length as u64), 1);
+        }
     }
 }
 
@@ -321,9 +331,9 @@ fn fact(fact: SocketFact) -> u32 {
 }
 
 #[inline(always)]
-fn tell(burst: Burst) {
-    if !program::tell(&BURSTS, burst)
-        && let Some(dropped) = DROPPED.get_ptr_mut(0)
+fn tell<T: 'static>(ring: &RingBuf, record: T, what: u32) {
+    if !program::tell(ring, record)
+        && let Some(dropped) = DROPPED.get_ptr_mut(what)
     {
         // SAFETY: memory of this CPU's own.
         unsafe { *dropped += 1 };

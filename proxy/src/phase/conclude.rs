@@ -69,14 +69,14 @@ fn tell((line, trace): Told, log: &AccessLog) {
         log.write(&line.with(None));
     }
     if let Some(trace) = trace {
-        trace.send(None);
+        trace.send(None, Vec::new());
     }
 }
 
 /// What is to be done when a call of our own has ended, which was made for the sake of a request.
 pub fn conclude_call(request: &mut Request, outcome: Outcome) {
     if let Some(trace) = end_trace(request, Ended::now(request, outcome)) {
-        trace.send(None);
+        trace.send(None, Vec::new());
     }
     follow_up(request, outcome);
 }

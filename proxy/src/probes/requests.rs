@@ -12,6 +12,7 @@ mod follow;
 mod gaps;
 mod read;
 mod timeline;
+mod writes;
 
 use std::{
     sync::{
@@ -89,7 +90,7 @@ const fn returned(name: &'static str, parameters: u32) -> Hook {
 }
 
 /// Every fact but the namespaces, and where it is to be found.
-const FIELDS: [(SocketFact, &str, &[&str]); SocketFact::COUNT - 3] = [
+const FIELDS: [(SocketFact, &str, &[&str]); SocketFact::COUNT - 4] = [
     (SocketFact::OwnAddress, "sock_common", &["skc_rcv_saddr"]),
     (SocketFact::OwnAddressV6, "sock_common", &["skc_v6_rcv_saddr"]),
     (SocketFact::OwnPort, "sock_common", &["skc_num"]),
@@ -116,19 +117,24 @@ struct Loaded {
     connections: HashMap<MapData, u64, Words>,
     ports: Array<MapData, u64>,
     bursts: RingBuf<MapData>,
+    writes: RingBuf<MapData>,
+    /// Of bursts, of writes.
     dropped: PerCpuArray<MapData, u64>,
     gaps: PerCpuHashMap<MapData, u64, gaps::Words>,
 }
 
 /// Loads the programs and lets them run.
-fn load() -> Result<Loaded, Obstacle> {
+fn load(writes_told: u32) -> Result<Loaded, Obstacle> {
     let kernel = Kernel::running()?;
-    let (mut programs, way) = Programs::hung(OBJECT, &facts(&kernel)?, &kernel, WAYS)?;
+    let mut facts = facts(&kernel)?;
+    facts[SocketFact::WritesTold as usize] = writes_told;
+    let (mut programs, way) = Programs::hung(OBJECT, &facts, &kernel, WAYS)?;
     Ok(Loaded {
         way,
         connections: programs.map("CONNECTIONS", HashMap::try_from)?,
         ports: programs.map("PORTS", Array::try_from)?,
         bursts: programs.map("BURSTS", RingBuf::try_from)?,
+        writes: programs.map("WRITES", RingBuf::try_from)?,
         dropped: programs.map("DROPPED", PerCpuArray::try_from)?,
         gaps: programs.map("GAPS", PerCpuHashMap::try_from)?,
         programs,
@@ -158,7 +164,7 @@ fn facts(kernel: &Kernel) -> Result<[u32; SocketFact::COUNT], Obstacle> {
 /// # Errors
 /// What stands in the way.
 pub(super) fn attempt() -> Result<String, Obstacle> {
-    Ok(format!("reads and writes are seen {}", load()?.way.told))
+    Ok(format!("reads and writes are seen {}", load(0)?.way.told))
 }
 
 /// The probe, while it runs.
@@ -172,7 +178,8 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// Starts it. Where it has effect, what is seen in an endpoint's socket bounds how many requests it gets at once.
+    /// Starts it. Where it has effect, what is seen in an endpoint's socket bounds how many requests it gets at once. Where
+    /// requests are traced, they are told single writes.
     ///
     /// # Errors
     /// What stands in the way.
@@ -181,8 +188,9 @@ impl Requests {
         log: &AccessLog,
         waits: Option<Waits>,
         has_effect: bool,
+        is_traced: bool,
     ) -> Result<Self, Obstacle> {
-        let loaded = load()?;
+        let loaded = load(if is_traced { writes::TOLD } else { 0 })?;
         tracing::info!("reads and writes of the application are seen {}", loaded.way.told);
         let stop = Arc::new(AtomicBool::new(false));
         let reader = Reader::new(loaded, metrics.follow(), log.clone(), waits, Arc::clone(&stop));

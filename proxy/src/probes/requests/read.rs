@@ -14,7 +14,7 @@ use std::{
 };
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
-use outrigger_probes::Burst;
+use outrigger_probes::{Burst, Write};
 
 use super::{
     Loaded, Programs,
@@ -22,6 +22,7 @@ use super::{
     follow::{Ended, Note, Registry, Shared},
     gaps::{Gaps, Numbers},
     timeline::Timeline,
+    writes::Writes,
 };
 use crate::probes::overlap::{Crowd, Waits};
 use crate::telemetry::{
@@ -41,8 +42,11 @@ const LAST_ROUNDS: u32 = 3;
 pub(super) struct Reader {
     shared: Arc<Shared>,
     bursts: RingBuf<MapData>,
+    told_writes: RingBuf<MapData>,
+    writes: Writes,
+    /// Of bursts, of writes.
     dropped: PerCpuArray<MapData, u64>,
-    dropped_before: u64,
+    dropped_before: [u64; 2],
     gaps: Gaps,
     numbers: Arc<Numbers>,
     /// Dropping them takes them out of the kernel.
@@ -64,7 +68,7 @@ impl Reader {
         waits: Option<Waits>,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let Loaded { way: _, programs, connections, ports, bursts, dropped, gaps } = loaded;
+        let Loaded { way: _, programs, connections, ports, bursts, writes, dropped, gaps } = loaded;
         let shared = Arc::new(Shared::new(
             Registry { connections, ports, known: HashSet::new() },
             Arc::clone(&metrics),
@@ -75,7 +79,9 @@ impl Reader {
             shared,
             bursts,
             dropped,
-            dropped_before: 0,
+            told_writes: writes,
+            writes: Writes::default(),
+            dropped_before: [0; 2],
             gaps: Gaps::new(gaps, Arc::clone(&numbers)),
             numbers,
             programs,
@@ -132,6 +138,7 @@ impl Reader {
         self.join();
         while let Some((connection, key)) = self.fold.forget() {
             self.shared.dismiss(connection, key);
+            self.writes.forget(connection);
         }
         self.gaps.look();
         self.programs.write_down();
@@ -139,10 +146,12 @@ impl Reader {
     }
 
     fn count_dropped(&mut self) {
-        if let Ok(counts) = self.dropped.get(&0, 0) {
+        let counters = [&self.metrics.bursts_dropped, &self.metrics.writes_dropped];
+        for ((what, counter), before) in (0..).zip(counters).zip(&mut self.dropped_before) {
+            let Ok(counts) = self.dropped.get(&what, 0) else { continue };
             let all: u64 = counts.iter().sum();
-            self.metrics.bursts_dropped.add(all - self.dropped_before);
-            self.dropped_before = all;
+            counter.add(all - *before);
+            *before = all;
         }
     }
 
@@ -158,7 +167,7 @@ impl Reader {
                 }
                 Note::Ended(span, ended) => {
                     if let Some(ended) = self.fold.ended(span, ended) {
-                        deliver(ended, span, None, &self.log);
+                        deliver(ended, span, None, Vec::new(), &self.log);
                     }
                 }
             }
@@ -173,12 +182,19 @@ impl Reader {
         if let Some(waits) = &mut self.waits {
             waits.look();
         }
+        while let Some(bytes) = self.told_writes.next() {
+            if Write::from_bytes(&bytes).is_some_and(|write| !self.writes.heard(write)) {
+                self.metrics.writes_dropped.inc();
+            }
+        }
+        let kept = &mut self.writes;
         let (shared, log, waits, crowd) = (&self.shared, &self.log, &self.waits, &self.crowd);
         let mut done = |ended: Ended, span: Span, mut timeline: Option<Timeline>| {
             if let (Some(waits), Some(timeline)) = (waits, &mut timeline) {
                 timeline.gpu = timeline.last_write.and_then(|end| waits.of(crowd, span.sent, end));
             }
-            deliver(ended, span, timeline, log);
+            let writes = if kept.is_empty() { Vec::new() } else { kept.take(&span) };
+            deliver(ended, span, timeline, writes, log);
         };
         while let Some(bytes) = self.bursts.next() {
             if let Some(burst) = Burst::from_bytes(&bytes) {
@@ -189,7 +205,13 @@ impl Reader {
     }
 }
 
-fn deliver(ended: Ended, span: Span, timeline: Option<Timeline>, log: &AccessLog) {
+fn deliver(
+    ended: Ended,
+    span: Span,
+    timeline: Option<Timeline>,
+    writes: Vec<Write>,
+    log: &AccessLog,
+) {
     let metrics = &ended.app.metrics;
     metrics.timeline(match timeline {
         _ if !span.complete => TimelineResult::BrokenOff,
@@ -222,6 +244,6 @@ fn deliver(ended: Ended, span: Span, timeline: Option<Timeline>, log: &AccessLog
         log.write(&line.with(timeline));
     }
     if let Some(trace) = ended.trace {
-        trace.send(timeline);
+        trace.send(timeline, writes);
     }
 }

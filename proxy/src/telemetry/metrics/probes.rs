@@ -26,6 +26,7 @@ impl FollowMetrics {
     pub(super) fn write(&self, page: &mut Page) {
         let lost = [
             ("bursts", &self.bursts_dropped),
+            ("writes", &self.writes_dropped),
             ("connections", &self.unregistered),
             ("requests", &self.notes_dropped),
         ];

@@ -9,6 +9,7 @@ use std::{
 };
 
 use opentelemetry::{SpanId, TraceId};
+use outrigger_probes::Write;
 use rand::Rng;
 
 use super::{
@@ -230,7 +231,13 @@ impl Trace {
     /// The request has ended, and this is told of it.
     #[must_use]
     pub fn end(self, about: About) -> Box<Finished> {
-        Box::new(Finished { trace: self, about, anchor: Anchor::now(), timeline: None })
+        Box::new(Finished {
+            trace: self,
+            about,
+            anchor: Anchor::now(),
+            timeline: None,
+            writes: Vec::new(),
+        })
     }
 }
 
@@ -256,12 +263,15 @@ pub struct Finished {
     pub(super) about: About,
     pub(super) anchor: Anchor,
     pub(super) timeline: Option<Timeline>,
+    pub(super) writes: Vec<Write>,
 }
 
 impl Finished {
-    /// Has it sent, with what the kernel saw of its last attempt.
-    pub fn send(mut self: Box<Self>, timeline: Option<Timeline>) {
+    /// Has it sent, with what the kernel saw of its last attempt: as a whole, and of the writes of the answer that were not the
+    /// first.
+    pub fn send(mut self: Box<Self>, timeline: Option<Timeline>, writes: Vec<Write>) {
         self.timeline = timeline;
+        self.writes = writes;
         let outbox = Arc::clone(&self.trace.outbox);
         outbox.put(self);
     }

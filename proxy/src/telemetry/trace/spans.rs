@@ -22,7 +22,7 @@ use rand::Rng;
 use super::{
     context::id,
     record::{Attempt, Ending, Finished, Wait, Why},
-    steps::{Step, steps},
+    steps::{Step, StepName, steps},
 };
 use crate::{outcome::Outcome, telemetry::access_log::Record};
 
@@ -287,7 +287,7 @@ impl<'a> Maker<'a> {
                 .millis("app.longest_gap_ms", app.longest_gap),
             None => attributes,
         };
-        self.span(Part {
+        let mut span = self.span(Part {
             span,
             parent: attempt.span,
             kind: SpanKind::Internal,
@@ -295,6 +295,20 @@ impl<'a> Maker<'a> {
             time: (step.from, step.to),
             attributes,
             status: Status::Unset,
+        });
+        if step.name == StepName::Answer {
+            span.events.events.extend(self.writes(step));
+        }
+        span
+    }
+
+    /// The writes of an answer, but the first, with which it begins.
+    fn writes(&self, answer: &Step) -> impl Iterator<Item = Event> {
+        let Finished { writes, anchor, .. } = self.finished;
+        writes.iter().map(|write| {
+            let at = anchor.time_of_kernel(write.at).clamp(answer.from, answer.to);
+            let bytes = i64::try_from(write.bytes).unwrap_or(i64::MAX);
+            Event::new("write", at, vec![KeyValue::new("app.bytes", bytes)], 0)
         })
     }
 

@@ -6,6 +6,7 @@ use std::{
 
 use opentelemetry::{TraceId, Value};
 use outrigger_config::validated::RetryReason;
+use outrigger_probes::Write;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::*;
@@ -37,7 +38,7 @@ fn finished(record: &Record<'_>) -> Finished {
         shares_call: false,
     };
     let anchor = Anchor { instant, monotonic: 5_000_000_000, time };
-    Finished { trace, about, anchor, timeline: None }
+    Finished { trace, about, anchor, timeline: None, writes: Vec::new() }
 }
 
 /// So many milliseconds before its end.
@@ -189,6 +190,12 @@ fn what_the_kernel_saw_is_inside_of_the_attempt_that_was_answered() {
         gpu: Some(GpuWait { took: Duration::from_millis(150), method: Method::Api, among: 3 }),
         ..Timeline::default()
     });
+    let write = |millis: u64, bytes| {
+        let at = finished.anchor.monotonic - millis * 1_000_000;
+        Write { at, bytes, ..Write::default() }
+    };
+    // The last one is seen a little after the proxy had all of it.
+    finished.writes = vec![write(150, 30), write(9, 40)];
     let spans = made(&finished);
     let steps: Vec<_> = spans.iter().filter(|span| span.parent_span_id == 3.into()).collect();
     let names: Vec<&str> = steps.iter().map(|span| &*span.name).collect();
@@ -197,6 +204,11 @@ fn what_the_kernel_saw_is_inside_of_the_attempt_that_was_answered() {
     assert_eq!((&*application["app.pid"], &*application["app.writes"]), ("4711", "5"));
     assert_eq!(&*application["app.longest_gap_ms"], "40");
     assert!(!said(steps[1]).contains_key("app.pid"), "nobody works in it");
+    let told = |event: &Event| (event.timestamp, event.attributes[0].value.to_string());
+    let writes: Vec<_> = steps[3].events.iter().map(told).collect();
+    let at = |millis| finished.anchor.time - Duration::from_millis(millis);
+    assert_eq!(writes, [(at(150), "30".to_owned()), (at(10), "40".to_owned())]);
+    assert!(steps[..3].iter().all(|step| step.events.is_empty()));
     let (lost, won) = (said(&spans[1]), said(&spans[2]));
     assert_eq!((&*lost["outrigger.outcome"], lost.get("gpu.wait_ms")), ("lost", None));
     assert_eq!((&*won["gpu.wait_ms"], &*won["gpu.wait_method"]), ("150", "api"));
@@ -271,6 +283,8 @@ fn any(seed: u64) -> Finished {
         last_write: time(),
         ..Timeline::default()
     });
+    let mut write = || Write { at: rng.random_range(0..6_000_000_000), ..Write::default() };
+    finished.writes = (0..3).map(|_| write()).collect();
     finished
 }
 
@@ -285,6 +299,8 @@ fn whatever_happens_spans_nest_and_are_as_many_as_is_said() {
         assert_eq!(by_id.len(), spans.len(), "seed {seed}: ids of their own");
         for span in &spans {
             assert!(span.start_time <= span.end_time, "seed {seed}: {span:#?}");
+            let is_within = |at| span.start_time <= at && at <= span.end_time;
+            assert!(span.events.iter().all(|event| is_within(event.timestamp)), "seed {seed}");
             if span.span_kind == SpanKind::Server {
                 continue;
             }
