@@ -1,5 +1,6 @@
 //! What must hold, in the order in which it is checked. The last ones kill an engine and end the proxy.
 
+mod clocks;
 mod leaving;
 mod load;
 mod telling;
@@ -28,6 +29,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "the split is exact", run: telling::split },
     Check { name: "metrics agree with what was sent", run: telling::metrics },
     Check { name: "the kernel sees every chat", run: telling::timelines },
+    Check { name: "the kernel's clock agrees with the engine's", run: clocks::agree },
     Check { name: "two engines share 16 streams", run: load::shared },
     Check { name: "an engine's own gauges steer traffic", run: load::steered },
     Check { name: "hanging up frees the slot", run: leaving::mid_stream },

@@ -107,12 +107,22 @@ impl Answer {
 
     /// The engine's own count, from a plain answer or from the event that carries it.
     pub(super) fn usage(&self) -> Result<Usage> {
-        let events = self.body.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
-        let usage = events.filter_map(|event| serde_json::from_str::<Value>(event).ok());
-        let usage = usage.filter_map(|event| event.get("usage").cloned()).next_back();
-        let usage = usage.context("the answer has no usage")?;
+        let usage = self.last("usage")?;
         let count = |name| usage[name].as_u64().with_context(|| format!("usage without {name}"));
         Ok(Usage { prompt: count("prompt_tokens")?, completion: count("completion_tokens")? })
+    }
+
+    /// The last value of this name, of a plain answer or of the events of a stream.
+    fn last(&self, name: &str) -> Result<Value> {
+        let events = self.body.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
+        let events = events.filter_map(|event| serde_json::from_str::<Value>(event).ok());
+        let found = events.filter_map(|event| event.get(name).cloned()).next_back();
+        found.with_context(|| format!("the answer has no {name}"))
+    }
+
+    /// One of the times that the engine tells with its answer, in milliseconds.
+    pub(super) fn timing(&self, name: &str) -> Result<f64> {
+        self.last("timings")?[name].as_f64().with_context(|| format!("timings without {name}"))
     }
 
     /// Whether a stream came to its proper end.

@@ -56,6 +56,11 @@ impl Stage {
         Ok(Self { proxy, stable, canary, _embedder: embedder, folder })
     }
 
+    /// What the proxy writes a line to for each request.
+    pub(super) fn access_log(&self) -> PathBuf {
+        self.folder.path.join("access.log")
+    }
+
     /// Leaves the folder with logs and configuration behind.
     pub(super) fn keep_folder(&mut self) -> &Path {
         self.folder.kept = true;
