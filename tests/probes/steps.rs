@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,6 @@ use nix::sys::signal::Signal;
 use outrigger_probes::{Burst, Connection};
 use outrigger_tests::harness::{Call, Client, Protocol, Proxy, within};
 use outrigger_tests::sim::{Options, Simulator};
-use tempfile::NamedTempFile;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::guest::{await_gone, connections, held};
@@ -62,10 +61,10 @@ impl Server {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (tell, told) = unbounded_channel();
-        let file = file();
+        let file = Arc::new(file());
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (tell, file) = (tell.clone(), file.path().to_owned());
+                let (tell, file) = (tell.clone(), Arc::clone(&file));
                 thread::spawn(move || serve(stream, &file, &tell));
             }
         });
@@ -90,13 +89,14 @@ impl Server {
     }
 }
 
-fn file() -> NamedTempFile {
-    let mut file = NamedTempFile::new().expect("a temporary file");
+/// It has no name, so that nothing is left of it when the process ends with the server's threads running.
+fn file() -> File {
+    let mut file = tempfile::tempfile().expect("a temporary file");
     file.write_all(&vec![b'x'; FILE]).expect("writable");
     file
 }
 
-fn serve(mut stream: TcpStream, file: &Path, tell: &UnboundedSender<Told>) {
+fn serve(mut stream: TcpStream, file: &File, tell: &UnboundedSender<Told>) {
     let mut head = [0; 4096];
     while let Ok(peeked @ 1..) = stream.peek(&mut head) {
         let came = Instant::now();
@@ -169,14 +169,14 @@ impl Answer {
     }
 
     /// The head, and then a file, which goes from the one to the other inside the kernel.
-    fn copy(&mut self, stream: &mut TcpStream, file: &Path) {
+    fn copy(&mut self, stream: &mut TcpStream, file: &File) {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {FILE}\r\n\r\n");
         self.piece(stream, head.as_bytes());
-        let file = File::open(file).expect("it is there");
         let begun = Instant::now();
-        let mut left = FILE;
-        while left > 0 {
-            left -= rustix::fs::sendfile(&*stream, &file, None, left).expect("a client");
+        let mut sent = 0;
+        while sent < FILE as u64 {
+            let left = FILE - sent as usize;
+            rustix::fs::sendfile(&*stream, file, Some(&mut sent), left).expect("a client");
         }
         self.noted(begun, FILE);
     }
