@@ -436,15 +436,21 @@ async fn another_network_namespace_is_left_alone_and_another_mount_namespace_is_
     let mut inner = library.program(&["unshare", "--mount", "sh", "-c", &script, "-"]);
     inner.load(&hidden_file);
     assert!(!hidden_file.exists(), "not visible from here");
+    // It has the very file that the foreign one has.
+    let mut own = library.app();
     let proxy = way.start(&library, "true").await;
     // All were there in the first round.
-    await_processes(&proxy, 1).await;
-    assert_eq!(watched(&proxy).await, [inner.pid]);
+    await_processes(&proxy, 2).await;
+    let mut expected = [inner.pid, own.pid];
+    expected.sort_unstable();
+    assert_eq!(watched(&proxy).await, expected);
+    assert_ne!(own.code("cuEventSynchronize"), untouched, "a breakpoint");
     assert_eq!(foreign.code("cuEventSynchronize"), untouched);
     foreign.call("cuEventSynchronize", &[0], 100);
     inner.call("cuEventSynchronize", &[0], 7);
-    let metrics = await_calls(&proxy, "cuEventSynchronize", 7).await;
-    assert_eq!(calls(&metrics, "cuEventSynchronize"), 7.0);
+    own.call("cuEventSynchronize", &[0], 4);
+    let metrics = await_calls(&proxy, "cuEventSynchronize", 11).await;
+    assert_eq!(calls(&metrics, "cuEventSynchronize"), 11.0);
 }
 
 async fn a_proxy_that_is_killed_leaves_the_application_as_it_was(way: Way) {
