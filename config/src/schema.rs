@@ -219,7 +219,8 @@ pub struct Probes {
     /// network namespace of the proxy. Default: off.
     pub driver: Switch<Brief<Driver>>,
     /// How long calls of the GPU's user-space driver take (the CUDA driver API, HIP), in processes of the proxy's network
-    /// namespace: true, or a mapping. Needs CAP_SYS_ADMIN and CAP_SYS_PTRACE, and an x86-64. Default: false.
+    /// namespace: true, or a mapping. Needs CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE (before Linux 6.10 CAP_SYS_ADMIN and
+    /// CAP_SYS_PTRACE), and an x86-64. Default: false.
     pub cuda: Brief<CudaProbe>,
 }
 

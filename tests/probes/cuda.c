@@ -40,6 +40,11 @@ FUNCTION(cuMemFree_v2, MOV, nothing);
 FUNCTION(cuLaunchKernel, PUSH, nothing);
 FUNCTION(cuUnknown, PUSH, nothing);
 
+/* A breakpoint of somebody else's, over which the kernel puts none. */
+#ifdef BROKEN
+FUNCTION(cuMemHostAlloc, "int3", nothing);
+#endif
+
 extern int cuMemAlloc_v2(void **, unsigned long);
 
 /* The older variant calls the newer one. */

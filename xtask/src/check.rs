@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::build::FAST;
 use crate::setup;
 use crate::shell::{cargo, run as execute};
-use crate::{demo, deploy, ebpf, fmt, test};
+use crate::{audit, demo, deploy, ebpf, fmt, test};
 
 struct Step {
     name: &'static str,
@@ -20,6 +20,7 @@ struct Step {
 const STEPS: &[Step] = &[
     Step { name: "setup", run: || setup::ensure(setup::EVERYTHING) },
     Step { name: "fmt", run: fmt::check },
+    Step { name: "audit", run: audit::check },
     // Before anything that embeds them.
     Step { name: "probes", run: ebpf::check },
     Step { name: "clippy", run: clippy },

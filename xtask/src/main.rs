@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these are command-line jobs")]
 
+mod audit;
 mod bench;
 mod build;
 mod check;
@@ -33,7 +34,7 @@ usage: cargo xtask TASK [OPTIONS]
   test      install what the tests need and run them all
             --engine       instead: run a real llama-server behind Outrigger (builds it once)
             -- ARGS        passed on to cargo test, e.g. `cargo xtask test -- --package outrigger-config`
-  check     what CI runs: fmt, probes, clippy, docs, deny, test, deploy, demo
+  check     what CI runs: fmt, audit, probes, clippy, docs, deny, test, deploy, demo
   build     the optimised binary with the probes in it, target/release/outrigger
   ebpf      the probes' programs for the kernel, target/ebpf
   fmt       format the source

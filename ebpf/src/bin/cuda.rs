@@ -3,7 +3,8 @@
 //! Hooks: uprobes at the first instruction of the functions of `outrigger_probes::FUNCTIONS`, and where they return, in the
 //! processes that user space attaches them to and in no other.
 //! Kernel: 5.15, for what a probe is told of where it is attached (its cookie); x86-64.
-//! Capabilities: CAP_SYS_ADMIN, for a uprobe is a perf event.
+//! Capabilities: CAP_BPF and CAP_PERFMON where they hang by links (`uprobe_multi`, from 6.10 on); otherwise CAP_SYS_ADMIN, for
+//! then a uprobe is a perf event.
 //! Cost per call: see `ebpf/README.md`.
 //!
 //! The beginning of a call is kept until it returns, by thread, function and frame. Calls are counted on the processor

@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 pub use watch::Process;
 
 use super::kernel::{
-    Kernel, Obstacle, Programs, Release, may_probe_user, monotonic, own_namespace,
+    Kernel, Obstacle, Release, UserPrograms, UserWay, monotonic, own_namespace, user_ways,
 };
 use crate::telemetry::metrics::{GpuMetrics, Metrics, ProbeName};
 use library::Rules;
@@ -56,7 +56,7 @@ const BEGUN_MOST: usize = 8192;
 
 /// Programs that run in the kernel, and the maps that they share with us.
 struct Loaded {
-    programs: Programs,
+    programs: UserPrograms,
     waits: RingBuf<MapData>,
     maps: Maps,
 }
@@ -73,26 +73,28 @@ struct Maps {
 /// Loads the programs, which are in no process yet.
 fn load() -> Result<Loaded, Obstacle> {
     Kernel::running()?;
-    may_probe_user(Release::running()?)?;
-    let mut programs = Programs::new(OBJECT, &[LEAST_WAIT])?;
-    for name in PROGRAMS {
-        programs.load_user(name)?;
-    }
+    let ways = user_ways(Release::running()?)?;
+    let mut programs = UserPrograms::load(OBJECT, &[LEAST_WAIT], &PROGRAMS, &ways)?;
+    let has = programs.programs();
     let maps = Maps {
-        begun: programs.map("BEGUN", HashMap::try_from)?,
-        calls: programs.map("CALLS", PerCpuArray::try_from)?,
-        lost: programs.map("LOST", PerCpuArray::try_from)?,
+        begun: has.map("BEGUN", HashMap::try_from)?,
+        calls: has.map("CALLS", PerCpuArray::try_from)?,
+        lost: has.map("LOST", PerCpuArray::try_from)?,
         lost_before: [0; 2],
     };
-    Ok(Loaded { waits: programs.map("WAITS", RingBuf::try_from)?, maps, programs })
+    Ok(Loaded { waits: has.map("WAITS", RingBuf::try_from)?, maps, programs })
 }
 
-/// Whether it can run here: loads it and takes it out again.
+/// Whether it can run here, and how: loads it and takes it out again.
 ///
 /// # Errors
 /// What stands in the way.
-pub(super) fn attempt() -> Result<(), Obstacle> {
-    load().map(drop)
+pub(super) fn attempt() -> Result<String, Obstacle> {
+    Ok(told(load()?.programs.way()))
+}
+
+fn told(way: UserWay) -> String {
+    format!("calls of the GPU's library are seen {way}")
 }
 
 /// The libraries that could be watched here, for people; one line each.
@@ -123,6 +125,7 @@ impl Cuda {
     /// What stands in the way.
     pub(super) fn start(settings: config::CudaProbe, metrics: &Metrics) -> Result<Self, Obstacle> {
         let Loaded { programs, waits, maps } = load()?;
+        tracing::info!("{}", told(programs.way()));
         let rules = Rules { settings, kernel: Release::running()? };
         let on = Arc::new(AtomicBool::new(true));
         let watcher =

@@ -39,7 +39,10 @@ const PROBES: &[Probe] = &[
         name: "cuda",
         what: "how long calls of the GPU's user-space driver take (CUDA, HIP)",
         is_wanted: |settings| settings.cuda.is_some(),
-        attempt: |settings| cuda::attempt().map(|()| cuda::found(settings)),
+        attempt: |settings| {
+            let how = cuda::attempt()?;
+            Ok([vec![how], cuda::found(settings)].concat())
+        },
     },
 ];
 

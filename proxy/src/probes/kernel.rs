@@ -1,10 +1,12 @@
 //! What every family of programs needs of the kernel: how its types lie in memory, loading and attaching, and why not.
 
+mod bpf;
 mod btf;
 mod clock;
 mod facts;
 mod hook;
 mod load;
+mod multi;
 mod obstacle;
 mod user;
 mod voice;
@@ -15,4 +17,4 @@ pub(super) use hook::{Function, Hook, Way};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;
 pub use user::Release;
-pub(super) use user::{UserLink, UserPoint, may_probe_user};
+pub(super) use user::{MappedFile, Place, UserLink, UserPrograms, UserWay, user_ways};

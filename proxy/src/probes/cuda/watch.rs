@@ -7,7 +7,7 @@
 //! Decides how often a process is looked at: a new one every second, an old one ever more seldom ([`pause`]).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     path::PathBuf,
     sync::{
@@ -21,8 +21,8 @@ use std::{
 use outrigger_probes::{Cookie, Detail, FUNCTIONS};
 
 use super::{
-    super::kernel::{Programs, UserLink, UserPoint},
-    library::{Library, Rules},
+    super::kernel::{MappedFile, Obstacle, Place, UserLink, UserPrograms, UserWay},
+    library::{Library, Rules, Site},
     process::{self, FileId, Mapped},
 };
 use crate::telemetry::metrics::GpuMetrics;
@@ -44,7 +44,7 @@ fn pause(known: Duration) -> Duration {
 
 /// The processes, and the probes in them.
 pub(super) struct Watcher {
-    programs: Programs,
+    programs: UserPrograms,
     rules: Rules,
     namespace: u32,
     metrics: Arc<GpuMetrics>,
@@ -71,8 +71,20 @@ struct Known {
 struct Watched {
     file: FileId,
     path: PathBuf,
-    /// Dropping one detaches it. None when it could not be attached to.
+    probes: Probes,
+}
+
+/// What was put into a library of a process; nothing when it could not be.
+#[derive(Default)]
+struct Probes {
+    /// Dropping them takes it out.
     links: Vec<UserLink>,
+    /// Probes.
+    count: usize,
+    /// Where they are.
+    sites: Vec<Site>,
+    /// Where the kernel takes none, and what it says.
+    left_out: BTreeMap<Site, String>,
 }
 
 /// A process that is watched, for people.
@@ -88,7 +100,7 @@ pub struct Process {
 
 impl Watcher {
     pub(super) fn new(
-        programs: Programs,
+        programs: UserPrograms,
         rules: Rules,
         namespace: u32,
         metrics: Arc<GpuMetrics>,
@@ -114,7 +126,7 @@ impl Watcher {
         }
         let watched = self.known.values().filter(|known| known.is_watched()).count();
         self.metrics.processes.set(i64::try_from(watched).unwrap_or(i64::MAX));
-        self.programs.write_down();
+        self.programs.programs().write_down();
     }
 
     fn look(&mut self, pid: u32, now: Instant) {
@@ -141,8 +153,8 @@ impl Watcher {
         }
     }
 
-    /// Lets go of a process that has ended. Taking a probe out is slow (100 ms each were measured under load, one after the
-    /// other), and as there is nothing left to take these out of, nobody waits for it.
+    /// Lets go of a process that has ended. Taking probes out is slow (100 ms each were measured under load, one after the
+    /// other, where each is a perf event), and as there is nothing left to take these out of, nobody waits for it.
     fn forget(&mut self, pid: u32) {
         let Some(known) = self.known.remove(&pid).filter(Known::is_watched) else { return };
         // Where no thread is to be had, they are dropped here.
@@ -155,46 +167,80 @@ impl Watcher {
             return;
         }
         let (number, path) = (known.number, mapped.path.clone());
-        let links = self.attach(pid, number, mapped);
+        let probes = self.attach(pid, number, mapped);
         if let Some(known) = self.known.get_mut(&pid) {
-            known.watched.push(Watched { file: mapped.file, path, links });
+            known.watched.push(Watched { file: mapped.file, path, probes });
         }
     }
 
-    /// Attaches everything, or nothing: half of the functions would be taken for all.
-    fn attach(&mut self, pid: u32, number: u32, mapped: &Mapped) -> Vec<UserLink> {
+    /// Attaches everything that the kernel takes, or nothing: half of the functions would be taken for all.
+    fn attach(&mut self, pid: u32, number: u32, mapped: &Mapped) -> Probes {
         let library = mapped.path.display();
         let Some(path) = mapped.path_for_us(pid) else {
-            tracing::warn!(pid, %library, "the library cannot be reached, and is not watched");
-            return Vec::new();
+            tracing::warn!(pid, %library, "not watched: the library cannot be reached; {UNREACHED}");
+            return Probes::default();
         };
-        let Some(found) = self.library(&path, mapped) else { return Vec::new() };
+        let Some(found) = self.library(&path, mapped) else { return Probes::default() };
         let began = Instant::now();
-        let mut links = Vec::new();
-        for site in &found.sites {
-            let Some(cookie) = Cookie::new(site.function, number) else { continue };
-            let point = UserPoint { path: &path, offset: site.offset, pid, cookie: cookie.0 };
-            let counted = FUNCTIONS[site.function].detail == Detail::Counted;
-            // First the return: a call whose beginning alone was seen would be taken to hang.
-            let programs: &[&str] = if counted { &["counted"] } else { &["returned", "entered"] };
-            for name in programs {
-                match self.programs.attach_user(name, &point) {
-                    Ok(link) => links.push(link),
-                    Err(why) if process::started(pid).is_some() => {
-                        tracing::warn!(pid, %library, "not watched: {why}; {}", why.remedy());
-                        return Vec::new();
-                    }
-                    Err(_) => return Vec::new(),
+        let file = MappedFile { pid, path: &path };
+        let mut probes = Probes::default();
+        for sites in found.sites.chunks(at_once(self.programs.way())) {
+            match self.put_in(file, number, sites, &mut probes) {
+                Err(why) if process::started(pid).is_some() => {
+                    tracing::warn!(pid, %library, "not watched: {why}; {}", why.remedy());
+                    return Probes::default();
                 }
-            }
-            if !self.on.load(SeqCst) {
-                return Vec::new();
+                Ok(()) if self.on.load(SeqCst) => {}
+                _ => return Probes::default(),
             }
         }
-        self.metrics.attached(found.sites.iter().map(|site| site.function));
-        let (probes, took_ms) = (links.len(), began.elapsed().as_millis());
-        tracing::info!(pid, %library, probes, took_ms, "calls of the GPU's library are timed");
-        links
+        self.tell(pid, mapped, &probes, began.elapsed());
+        probes
+    }
+
+    /// Hangs the programs at some of the functions.
+    fn put_in(
+        &mut self,
+        file: MappedFile<'_>,
+        number: u32,
+        sites: &[Site],
+        probes: &mut Probes,
+    ) -> Result<(), Obstacle> {
+        let is_counted = |site: &Site| FUNCTIONS[site.function].detail == Detail::Counted;
+        let (counted, timed): (Vec<Site>, Vec<Site>) = sites.iter().partition(|it| is_counted(it));
+        // First the return: a call whose beginning alone was seen would be taken to hang.
+        for (name, sites) in [("returned", &timed), ("entered", &timed), ("counted", &counted)] {
+            let sites = sites.iter().filter(|site| !probes.left_out.contains_key(site));
+            let sites: Vec<Site> = sites.copied().collect();
+            let places = sites.iter().filter_map(|site| {
+                let cookie = Cookie::new(site.function, number)?.0;
+                Some(Place { offset: site.offset, cookie })
+            });
+            let places: Vec<Place> = places.collect();
+            let hung = self.programs.hang(name, file, &places)?;
+            probes.count += places.len() - hung.left_out.len();
+            probes.links.extend(hung.links);
+            for (offset, why) in hung.left_out {
+                let site = sites.iter().find(|site| site.offset == offset);
+                probes.left_out.extend(site.map(|site| (*site, why)));
+            }
+        }
+        probes.sites.extend(sites.iter().filter(|site| !probes.left_out.contains_key(site)));
+        Ok(())
+    }
+
+    /// Says what was attached, and what the kernel did not take.
+    fn tell(&self, pid: u32, mapped: &Mapped, probes: &Probes, took: Duration) {
+        let (library, count, took_ms) = (mapped.path.display(), probes.count, took.as_millis());
+        for (site, why) in &probes.left_out {
+            let function = FUNCTIONS[site.function].name;
+            tracing::warn!(pid, %library, function, "not timed: the kernel takes no probe there: {why}");
+        }
+        self.metrics.refused(probes.left_out.keys().map(|site| site.function));
+        self.metrics.attached(probes.sites.iter().map(|site| site.function));
+        if !probes.links.is_empty() {
+            tracing::info!(pid, %library, probes = count, took_ms, "calls of the GPU's library are timed");
+        }
     }
 
     /// What a library has; `None` when it cannot be read.
@@ -241,7 +287,7 @@ impl Watcher {
             known.watched.iter().map(|watched| Process {
                 pid: *pid,
                 library: watched.path.clone(),
-                probes: watched.links.len(),
+                probes: watched.probes.count,
             })
         });
         let mut processes: Vec<Process> = watched.collect();
@@ -254,13 +300,25 @@ impl Watcher {
 const SINGLE_STEP: &str = "5 to 26 us (measured in a virtual machine), for the kernel has to single-step its first \
                            instruction";
 
+/// What to do about a library whose file is another than the one that its path leads to: it was replaced, or lies on layers.
+const UNREACHED: &str = "needs CAP_SYS_PTRACE, and where its file was replaced, or lies on a layered file system, \
+                         CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN as well";
+
+/// How many functions programs are hung at in one go. Whether it was switched off meanwhile is looked at in between.
+fn at_once(way: UserWay) -> usize {
+    match way {
+        UserWay::Links => usize::MAX,
+        UserWay::Events => 1,
+    }
+}
+
 impl Known {
     fn new(started: u64, now: Instant, number: u32) -> Self {
         Known { started, since: now, due: now, number, watched: Vec::new() }
     }
 
     fn is_watched(&self) -> bool {
-        self.watched.iter().any(|watched| !watched.links.is_empty())
+        self.watched.iter().any(|watched| !watched.probes.links.is_empty())
     }
 }
 

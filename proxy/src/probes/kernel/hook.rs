@@ -53,6 +53,12 @@ pub(in crate::probes) struct Way {
     pub(in crate::probes) programs: &'static [(&'static str, Hook)],
 }
 
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.told)
+    }
+}
+
 /// Those of the ways of which the kernel has all hooks.
 ///
 /// # Errors
@@ -76,16 +82,16 @@ pub(super) fn possible(
 ///
 /// # Errors
 /// None can; why not the last one, which asks for least.
-pub(super) fn first<T>(
-    ways: &[&'static Way],
-    mut take: impl FnMut(&'static Way) -> Result<T, Obstacle>,
+pub(super) fn first<W: Copy + fmt::Display, T>(
+    ways: &[W],
+    mut take: impl FnMut(W) -> Result<T, Obstacle>,
 ) -> Result<T, Obstacle> {
     let mut last = Obstacle::NoHook(Vec::new());
     for way in ways {
-        match take(way) {
+        match take(*way) {
             Ok(taken) => return Ok(taken),
             Err(obstacle) => {
-                tracing::debug!("not {}: {obstacle}", way.told);
+                tracing::debug!("not {way}: {obstacle}");
                 last = obstacle;
             }
         }

@@ -6,7 +6,9 @@ use std::io;
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Map, MapError},
-    programs::{BtfTracePoint, FEntry, FExit, ProgramError, TracePoint, UProbe},
+    programs::{
+        BtfTracePoint, FEntry, FExit, ProgramError, TracePoint, UProbe, uprobe::UProbeLink,
+    },
     sys::SyscallError,
 };
 
@@ -14,7 +16,7 @@ use super::{
     facts::Kernel,
     hook::{Hook, Way, first},
     obstacle::{Obstacle, Rights, explain},
-    user::{UserLink, UserPoint},
+    user::{MappedFile, Place},
     voice::{Voice, Wanted},
 };
 
@@ -38,6 +40,21 @@ impl Programs {
     where
         [u32; N]: Pod,
     {
+        Self::with(object, facts, |_| Ok(())).map(|(programs, ())| programs)
+    }
+
+    /// The same, and what is made of the maps beside them.
+    ///
+    /// # Errors
+    /// What stands in the way; nothing is left in the kernel then.
+    pub(super) fn with<const N: usize, T>(
+        object: &[u8],
+        facts: &[u32; N],
+        beside: impl FnOnce(&Ebpf) -> Result<T, Obstacle>,
+    ) -> Result<(Self, T), Obstacle>
+    where
+        [u32; N]: Pod,
+    {
         if object.is_empty() {
             return Err(Obstacle::NotBuilt);
         }
@@ -47,8 +64,9 @@ impl Programs {
         let voice = Wanted::now();
         voice.tell(&mut loader);
         let mut loaded = loader.load(object).map_err(|error| obstacle_of(&error))?;
+        let made = beside(&loaded)?;
         let voice = voice.hear(&mut loaded).map_err(|error| refused(&error))?;
-        Ok(Programs { loaded, btf, voice })
+        Ok((Programs { loaded, btf, voice }, made))
     }
 
     /// Writes down what the programs have said since.
@@ -82,11 +100,11 @@ impl Programs {
         })
     }
 
-    /// Loads a program that is to hang in user space.
+    /// Loads a program that is to hang in user space by perf events.
     ///
     /// # Errors
     /// What stands in the way.
-    pub(in crate::probes) fn load_user(&mut self, name: &str) -> Result<(), Obstacle> {
+    pub(super) fn load_user(&mut self, name: &str) -> Result<(), Obstacle> {
         let loaded = self.user(name).and_then(|program| Ok(program.load()?));
         loaded.map_err(|error| obstacle_of(&error))
     }
@@ -95,12 +113,13 @@ impl Programs {
     ///
     /// # Errors
     /// What stands in the way.
-    pub(in crate::probes) fn attach_user(
+    pub(super) fn attach_user(
         &mut self,
         name: &str,
-        point: &UserPoint<'_>,
-    ) -> Result<UserLink, Obstacle> {
-        let link = self.user(name).and_then(|program| Ok(point.attach(program)?));
+        file: MappedFile<'_>,
+        place: Place,
+    ) -> Result<UProbeLink, Obstacle> {
+        let link = self.user(name).and_then(|program| Ok(file.attach(program, place)?));
         link.map_err(|error| obstacle_of(&error))
     }
 
@@ -185,7 +204,7 @@ fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::
 }
 
 /// The whole chain in one line.
-fn refused(error: &dyn std::error::Error) -> Obstacle {
+pub(super) fn refused(error: &dyn std::error::Error) -> Obstacle {
     let mut why = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -5,7 +5,10 @@
 
 use std::{fmt, fs, io};
 
-use super::{hook::Hook, user::Release};
+use super::{
+    hook::Hook,
+    user::{Release, UserWay},
+};
 
 /// Bits of capabilities, as the kernel counts them.
 const SYS_PTRACE: u64 = 1 << 19;
@@ -98,7 +101,7 @@ impl fmt::Display for Obstacle {
                  that has a probe"
             ),
             Self::Capabilities(missing) | Self::UserCapabilities(missing) => {
-                write!(f, "not permitted without {}", missing.join(" and "))
+                write!(f, "not permitted without {}", listed(missing))
             }
             Self::Seccomp => write!(f, "not permitted: a seccomp filter forbids bpf()"),
             Self::Forbidden { lockdown: Some(mode) } => {
@@ -139,8 +142,12 @@ impl Obstacle {
             Self::Capabilities(_) => {
                 "run as root, or add the capabilities BPF and PERFMON (securityContext.capabilities.add)"
             }
+            Self::UserCapabilities(missing) if !missing.contains(&"CAP_SYS_ADMIN") => {
+                "run as root, or add the capabilities BPF, PERFMON and SYS_PTRACE (/proc/PID/root) \
+                 (securityContext.capabilities.add), and shareProcessNamespace: true to the pod"
+            }
             Self::UserCapabilities(_) => {
-                "run as root, or add the capabilities SYS_ADMIN (uprobes are perf events) and SYS_PTRACE (/proc/PID/root) \
+                "run as root, or add the capabilities SYS_ADMIN (before Linux 6.10 uprobes are perf events) and SYS_PTRACE (/proc/PID/root) \
                  (securityContext.capabilities.add), and shareProcessNamespace: true to the pod"
             }
             Self::Architecture(_) => "where the arguments of a call are was not tried there",
@@ -196,9 +203,14 @@ impl Rights {
         }
     }
 
-    /// What is missing for probes in user space.
-    pub(super) fn missing_for_user(&self) -> Vec<&'static str> {
-        self.without(&[(SYS_ADMIN, "CAP_SYS_ADMIN"), (SYS_PTRACE, "CAP_SYS_PTRACE")])
+    /// What is missing for probes in user space, in this way.
+    pub(super) fn missing_for_user(&self, way: UserWay) -> Vec<&'static str> {
+        let mut missing = match way {
+            UserWay::Links => self.missing(),
+            UserWay::Events => self.without(&[(SYS_ADMIN, "CAP_SYS_ADMIN")]),
+        };
+        missing.extend(self.without(&[(SYS_PTRACE, "CAP_SYS_PTRACE")]));
+        missing
     }
 
     fn without(&self, wanted: &[(u64, &'static str)]) -> Vec<&'static str> {
@@ -211,6 +223,14 @@ impl Rights {
             return Vec::new();
         }
         self.without(&[(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")])
+    }
+}
+
+/// Names in a sentence.
+fn listed(names: &[&str]) -> String {
+    match names.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => names.concat(),
     }
 }
 
@@ -249,6 +269,21 @@ mod tests {
         assert_eq!(explained(SYS_ADMIN, 0, file), locked);
         let file = Some("[none] integrity confidentiality\n");
         assert_eq!(explained(SYS_ADMIN, 0, file), Obstacle::Forbidden { lockdown: None });
+    }
+
+    #[test]
+    fn capabilities_are_listed_as_in_a_sentence() {
+        let told = |missing: &[&'static str]| {
+            Obstacle::UserCapabilities(missing.to_vec()).to_string().split_off(22)
+        };
+        assert_eq!(told(&["CAP_BPF"]), "CAP_BPF");
+        assert_eq!(told(&["CAP_BPF", "CAP_PERFMON"]), "CAP_BPF and CAP_PERFMON");
+        let three = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"];
+        assert_eq!(told(&three), "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE");
+        let remedy =
+            |missing: &[&'static str]| Obstacle::UserCapabilities(missing.to_vec()).remedy();
+        assert!(!remedy(&three).contains("SYS_ADMIN"));
+        assert!(remedy(&["CAP_SYS_ADMIN", "CAP_SYS_PTRACE"]).contains("capabilities SYS_ADMIN"));
     }
 
     #[test]
