@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unsafe_code_is_where_it_is_meant_to_be() {
+    fn it_is_allowed_where_it_is_meant_to_be() {
         check().expect("it is nowhere else");
     }
 
