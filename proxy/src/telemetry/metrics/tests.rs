@@ -76,6 +76,9 @@ fn busy() -> Metrics {
     let labels = ["nvidia0", "NV_ESC_RM_ALLOC"].map(str::to_owned);
     metrics.driver().calls(BTreeMap::from([(labels, call)]));
     metrics.driver().xid(79);
+    metrics.probe(ProbeName::Fences).set(1);
+    metrics.fences().waits(call, [0; 2]);
+    metrics.fences().jobs(BTreeMap::from([("gfx_0.0.0".to_owned(), [call; 2])]), 0);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
     metrics.traces().spans(SpanResult::Dropped, 3);
     let number = |name| function(Api::Cuda, name).expect("of the table");
