@@ -85,17 +85,59 @@ const PTRACE: Option<&str> = Some("not permitted without CAP_SYS_PTRACE");
 /// Which capabilities are kept (of those that matter here), and what then stands in the way of each probe; `None` for
 /// nothing. The table of PROBES.md.
 const MATRIX: &[(&[&str], &[Stands])] = &[
-    (&[], &[("requests", BOTH), ("driver", BOTH), ("sockets", None), ("cuda", ADMIN)]),
-    (&["bpf"], &[("requests", PERFMON), ("driver", PERFMON), ("sockets", None), ("cuda", ADMIN)]),
-    (&["perfmon"], &[("requests", BPF), ("driver", BPF), ("sockets", None), ("cuda", ADMIN)]),
+    (
+        &[],
+        &[
+            ("requests", BOTH),
+            ("driver", BOTH),
+            ("fences", BOTH),
+            ("sockets", None),
+            ("cuda", ADMIN),
+        ],
+    ),
+    (
+        &["bpf"],
+        &[
+            ("requests", PERFMON),
+            ("driver", PERFMON),
+            ("fences", PERFMON),
+            ("sockets", None),
+            ("cuda", ADMIN),
+        ],
+    ),
+    (
+        &["perfmon"],
+        &[("requests", BPF), ("driver", BPF), ("fences", BPF), ("sockets", None), ("cuda", ADMIN)],
+    ),
     (
         &["bpf", "perfmon", "sys_ptrace"],
-        &[("requests", None), ("driver", None), ("sockets", None), ("cuda", ADMIN)],
+        &[
+            ("requests", None),
+            ("driver", None),
+            ("fences", None),
+            ("sockets", None),
+            ("cuda", ADMIN),
+        ],
     ),
-    (&["sys_admin"], &[("requests", None), ("driver", None), ("sockets", None), ("cuda", PTRACE)]),
+    (
+        &["sys_admin"],
+        &[
+            ("requests", None),
+            ("driver", None),
+            ("fences", None),
+            ("sockets", None),
+            ("cuda", PTRACE),
+        ],
+    ),
     (
         &["sys_admin", "sys_ptrace"],
-        &[("requests", None), ("driver", None), ("sockets", None), ("cuda", None)],
+        &[
+            ("requests", None),
+            ("driver", None),
+            ("fences", None),
+            ("sockets", None),
+            ("cuda", None),
+        ],
     ),
 ];
 
