@@ -243,17 +243,19 @@ mod tests {
 
     const TASK: [u32; TaskFact::COUNT] = [11, 12, 13, 14, 15];
 
+    /// Names, offsets and sizes.
+    type Fields = &'static [(&'static str, u32, u32)];
+
     /// Fields with their offsets and sizes, as tracefs would list them.
-    fn format(fields: &[(&str, u32, u32)]) -> Format {
+    fn format(fields: Fields) -> Format {
         let line = |(name, offset, size): &(&str, u32, u32)| {
             format!("\tfield:u64 {name};\toffset:{offset};\tsize:{size};\tsigned:0;\n")
         };
         Format::parse(&fields.iter().map(line).collect::<String>())
     }
 
-    const OLD: &[(&str, u32, u32)] =
-        &[("entity", 8, 8), ("fence", 16, 8), ("name", 24, 4), ("id", 32, 8)];
-    const NEW: &[(&str, u32, u32)] = &[
+    const OLD: Fields = &[("entity", 8, 8), ("fence", 16, 8), ("name", 24, 4), ("id", 32, 8)];
+    const NEW: Fields = &[
         ("name", 8, 4),
         ("dev", 20, 4),
         ("fence_context", 24, 8),
@@ -262,7 +264,7 @@ mod tests {
     ];
 
     fn found_in(
-        tracepoints: &[(&str, &[(&str, u32, u32)])],
+        tracepoints: &[(&str, Fields)],
     ) -> Result<(&'static [Way], [u32; JobFact::COUNT]), Obstacle> {
         found(TASK, |name| {
             let found = tracepoints.iter().find(|(other, _)| *other == name);
@@ -277,7 +279,7 @@ mod tests {
 
     #[test]
     fn fences_of_older_kernels_go_by_their_address() {
-        let done: &[(&str, u32, u32)] = &[("fence", 8, 8)];
+        let done: Fields = &[("fence", 8, 8)];
         let (ways, facts) = found_in(&[
             ("drm_sched_job", OLD),
             ("drm_run_job", OLD),
@@ -290,7 +292,7 @@ mod tests {
 
     #[test]
     fn fences_of_newer_kernels_go_by_context_and_number() {
-        let done: &[(&str, u32, u32)] = &[("fence_context", 8, 8), ("fence_seqno", 16, 8)];
+        let done: Fields = &[("fence_context", 8, 8), ("fence_seqno", 16, 8)];
         let (ways, facts) = found_in(&[
             ("drm_sched_job_queue", NEW),
             ("drm_sched_job_run", NEW),
@@ -303,11 +305,11 @@ mod tests {
 
     #[test]
     fn between_the_two_old_names_may_have_new_fields() {
-        let done: &[(&str, u32, u32)] = &[("fence_context", 8, 8), ("fence_seqno", 16, 8)];
+        let done: Fields = &[("fence_context", 8, 8), ("fence_seqno", 16, 8)];
         let all = [("drm_sched_job", NEW), ("drm_run_job", NEW), ("drm_sched_process_job", done)];
         let (_, facts) = found_in(&all).expect("all are there");
         assert_eq!(behind_the_task(facts), [24, 32, 8, 24, 32, 8, 16]);
-        let mixed: &[(&str, u32, u32)] = &[("fence", 8, 8)];
+        let mixed: Fields = &[("fence", 8, 8)];
         let all = [("drm_sched_job", NEW), ("drm_run_job", NEW), ("drm_sched_process_job", mixed)];
         let obstacle = found_in(&all).expect_err("no number that all records have");
         assert_eq!(obstacle, Obstacle::NoField { field: "drm_sched_job.fence".to_owned() });
@@ -318,7 +320,7 @@ mod tests {
         let hooks = ["drm_sched_job_done", "drm_sched_process_job"];
         let missing = Obstacle::NoHook(hooks.map(|name| Hook::Listed(GROUP, name)).to_vec());
         assert_eq!(found_in(&[]).expect_err("nothing is there"), missing);
-        let short: &[(&str, u32, u32)] = &[("fence", 16, 8), ("name", 24, 8)];
+        let short: Fields = &[("fence", 16, 8), ("name", 24, 8)];
         let all = [("drm_sched_job", short), ("drm_run_job", OLD), ("drm_sched_process_job", OLD)];
         let obstacle = found_in(&all).expect_err("a name is somewhere else in the record");
         assert_eq!(obstacle, Obstacle::NoField { field: "drm_sched_job.name".to_owned() });

@@ -36,7 +36,7 @@ impl Format {
 }
 
 impl Field {
-    /// `field:__data_loc char[] name;	offset:24;	size:4;	signed:1;`
+    /// `field:__data_loc char[] name; offset:24; size:4; signed:1;`, with tabs between the parts.
     fn parse(line: &str) -> Option<Self> {
         let mut parts = line.trim().split(';').map(str::trim);
         let declaration = parts.next()?.strip_prefix("field:")?;
