@@ -4,7 +4,7 @@
 use std::{env, fs, io, path::PathBuf};
 
 /// The programs of `ebpf/src/bin`.
-const FAMILIES: &[&str] = &["cuda", "driver", "requests"];
+const FAMILIES: &[&str] = &["cuda", "driver", "fences", "jobs", "requests"];
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");

@@ -218,6 +218,10 @@ pub struct Probes {
     /// How long calls into the GPU's driver take, and which do not return: true, a mapping, or off. For processes in the
     /// network namespace of the proxy. Default: off.
     pub driver: Switch<Brief<Driver>>,
+    /// How long processes of the proxy's network namespace wait in the kernel for a GPU's work (its fences), and how long
+    /// their jobs wait and run in the DRM scheduler, where the GPU's driver uses those: AMD, Intel, Vulkan, not CUDA.
+    /// Default: false.
+    pub fences: bool,
     /// How long calls of the GPU's user-space driver take (the CUDA driver API, HIP), in processes of the proxy's network
     /// namespace: true, or a mapping. Needs CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE (before Linux 6.10 CAP_SYS_ADMIN and
     /// CAP_SYS_PTRACE), and an x86-64. Default: false.
@@ -239,6 +243,7 @@ impl Default for Probes {
             feedback: false,
             sockets: false,
             driver: Switch::Off,
+            fences: false,
             cuda: Brief::short(false),
         }
     }

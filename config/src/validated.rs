@@ -236,6 +236,8 @@ pub struct Probes {
     pub sockets: bool,
     /// How long calls into the GPU's driver take.
     pub driver: Option<Driver>,
+    /// How long a GPU's work is waited for in the kernel, and its jobs in the DRM scheduler.
+    pub fences: bool,
     /// What the GPU's user-space driver is called for, and for how long.
     pub cuda: Option<CudaProbe>,
 }
@@ -334,7 +336,7 @@ log_fields! {
     AppPid "app_pid" "The process that read it: as the proxy's PID namespace counts, or as the host does where it is in another.";
     GpuWaitMs "gpu_wait_ms" "How much of it somebody in the pod waited for the GPU, in milliseconds, where a probe saw it.";
     GpuWaitAmong "gpu_wait_among" "Among how many requests that is shared; 1 is exact.";
-    GpuWaitMethod "gpu_wait_method" "How that is known: api (calls of CUDA or HIP) or driver (its system calls).";
+    GpuWaitMethod "gpu_wait_method" "How that is known: api (calls of CUDA or HIP), driver (its system calls) or fence (waits in the kernel).";
 }
 
 impl Config {

@@ -9,11 +9,11 @@ static NOTHING: Histogram = Histogram { count: 0, sum: 0, buckets: [0; 32] };
 
 /// Counts what took so many nanoseconds; whether there was room.
 #[inline(always)]
-pub(crate) fn count(counts: &PerCpuHashMap<u64, Histogram>, what: u64, took: u64) -> bool {
-    let place = counts.get_ptr_mut(what).or_else(|| {
+pub(crate) fn count<K>(counts: &PerCpuHashMap<K, Histogram>, what: K, took: u64) -> bool {
+    let place = counts.get_ptr_mut(&what).or_else(|| {
         // Another processor may have been faster, which does no harm: each has memory of its own.
-        let _ = counts.insert(what, &NOTHING, 0);
-        counts.get_ptr_mut(what)
+        let _ = counts.insert(&what, &NOTHING, 0);
+        counts.get_ptr_mut(&what)
     });
     // SAFETY: memory of this processor's own. A program that interrupts this one may write it too; all words are numbers,
     // of which every value is one.

@@ -20,6 +20,7 @@ pub(crate) fn now() -> u64 {
 
 /// Puts a record into a ring without waking anyone; whether there was room.
 #[inline(always)]
+#[allow(dead_code, reason = "not every family tells of single events")]
 pub(crate) fn tell<T: 'static>(ring: &RingBuf, record: T) -> bool {
     let Some(mut place) = ring.reserve::<T>(0) else { return false };
     place.write(record);

@@ -7,9 +7,11 @@
 mod cuda;
 pub mod doctor;
 mod driver;
+mod fences;
 mod kernel;
 mod overlap;
 mod pressure;
+mod recent;
 mod requests;
 mod sockets;
 
@@ -19,6 +21,7 @@ use outrigger_config::validated as config;
 
 pub use cuda::{Cuda, Process};
 pub use driver::Driver;
+pub use fences::Fences;
 pub use kernel::{Obstacle, Release, monotonic};
 pub use overlap::{GpuWait, Method};
 pub use requests::{Attendance, Follower, Span, Timeline, Told, Watch};
@@ -28,7 +31,7 @@ use crate::telemetry::{
     access_log::AccessLog,
     metrics::{Metrics, ProbeName},
 };
-use overlap::Waits;
+use overlap::{Fetch, Waits};
 use requests::Requests;
 use sockets::Sockets;
 
@@ -39,6 +42,7 @@ pub struct Probes {
     sockets: Option<Sockets>,
     driver: Option<Arc<Driver>>,
     cuda: Option<Arc<Cuda>>,
+    fences: Option<Arc<Fences>>,
     /// What is seen has effect.
     feedback: bool,
 }
@@ -57,9 +61,10 @@ impl Probes {
         let driver = driver.map(Arc::new);
         let cuda = settings.cuda.map(|settings| Cuda::start(settings, metrics));
         let cuda = cuda.and_then(|started| told(ProbeName::Cuda, metrics, started)).map(Arc::new);
-        // Who waits for the GPU in its library waits for all that it does; the driver is called for little of it.
-        let waits = cuda.as_ref().map(waits_for_cuda);
-        let waits = waits.or_else(|| driver.as_ref().map(waits_for_driver));
+        let fences = settings.fences.then(|| Fences::start(metrics));
+        let fences = fences.and_then(|started| told(ProbeName::Fences, metrics, started));
+        let fences = fences.map(Arc::new);
+        let waits = waits(cuda.as_ref(), driver.as_ref(), fences.as_ref());
         let requests = settings
             .requests
             .then(|| Requests::start(metrics, log, waits, settings.feedback, is_traced));
@@ -69,6 +74,7 @@ impl Probes {
             sockets: sockets.and_then(|started| told(ProbeName::Sockets, metrics, started)),
             driver,
             cuda,
+            fences,
             feedback: settings.feedback,
         }
     }
@@ -118,17 +124,30 @@ impl Probes {
         if let Some(cuda) = &self.cuda {
             cuda.finish();
         }
+        if let Some(fences) = &self.fences {
+            fences.finish();
+        }
     }
 }
 
-fn waits_for_cuda(cuda: &Arc<Cuda>) -> Waits {
-    let cuda = Arc::clone(cuda);
-    Waits::new(Method::Api, Box::new(move |since| cuda.waits(since, u64::MAX)))
-}
-
-fn waits_for_driver(driver: &Arc<Driver>) -> Waits {
-    let driver = Arc::clone(driver);
-    Waits::new(Method::Driver, Box::new(move |since| driver.calls(since)))
+/// Which families tell of waits for the GPU. Who waits for it in its library waits for all that it does, also for what is
+/// waited for in the kernel on the way: that family is enough by itself. Waits for fences lie inside calls into the driver
+/// or outside of them, so where those two run both tell, and what both tell of is one wait.
+fn waits(
+    cuda: Option<&Arc<Cuda>>,
+    driver: Option<&Arc<Driver>>,
+    fences: Option<&Arc<Fences>>,
+) -> Option<Waits> {
+    if let Some(cuda) = cuda.map(Arc::clone) {
+        let fetch: Fetch = Box::new(move |since| cuda.waits(since, u64::MAX));
+        return Some(Waits::new(Method::Api, vec![fetch]));
+    }
+    let fences = fences.filter(|fences| fences.has_waits());
+    let method = if driver.is_some() { Method::Driver } else { Method::Fence };
+    let driver = driver.map(Arc::clone).map(|it| Box::new(move |since| it.calls(since)) as Fetch);
+    let fences = fences.map(Arc::clone).map(|it| Box::new(move |since| it.waits(since)) as Fetch);
+    let sources: Vec<Fetch> = driver.into_iter().chain(fences).collect();
+    (!sources.is_empty()).then(|| Waits::new(method, sources))
 }
 
 /// Says in log and metrics whether a probe that was asked for runs.

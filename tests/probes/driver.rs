@@ -27,11 +27,11 @@ fn is_way(told: &str, way: &str) -> bool {
 }
 
 /// Makes tracefs readable.
-const WITH_TRACEFS: &str =
+pub(crate) const WITH_TRACEFS: &str =
     "[ -e /sys/kernel/tracing/events ] || mount -t tracefs none /sys/kernel/tracing";
 
 /// Hides it.
-const WITHOUT_TRACEFS: &str =
+pub(crate) const WITHOUT_TRACEFS: &str =
     "mount -t tmpfs none /sys/kernel/tracing && mount -t tmpfs none /sys/kernel/debug";
 
 /// A file whose ioctls take as long as their command says, and somebody who calls them.
@@ -96,7 +96,7 @@ async fn watching(device: &Device, before: &str) -> (Proxy, Simulator) {
     (proxy, simulator)
 }
 
-fn config(server: &str, probes: &str) -> String {
+pub(crate) fn config(server: &str, probes: &str) -> String {
     format!(
         "backends: {{ app: {{ endpoints: ['{server}'] }} }}\nroutes: [{{ backend: app }}]\n\
          drain: {{ delay: 0s }}\naccess_log: {{ format: json }}\nprobes: {{ {probes} }}\n"
@@ -104,7 +104,7 @@ fn config(server: &str, probes: &str) -> String {
 }
 
 /// A script that runs the program in a mount namespace of its own, after this.
-fn inside(folder: &Path, before: &str) -> PathBuf {
+pub(crate) fn inside(folder: &Path, before: &str) -> PathBuf {
     let path = folder.join("outrigger");
     let inner = format!("{before} || exit 9; exec \"$0\" \"$@\"");
     let text = format!(

@@ -73,8 +73,8 @@ async fn a_proxy_that_is_killed_leaves_nothing_in_the_kernel() {
     await_gone(&programs, &maps).await;
 }
 
-/// A probe, and what stands in its way.
-type Stands = (&'static str, Option<&'static str>);
+/// What stands in the way; nothing does where this is `None`.
+type Obstacle = Option<&'static str>;
 
 const BOTH: Option<&str> = Some("not permitted without CAP_BPF and CAP_PERFMON");
 const PERFMON: Option<&str> = Some("not permitted without CAP_PERFMON");
@@ -84,28 +84,16 @@ const ALL: Option<&str> = Some("not permitted without CAP_BPF, CAP_PERFMON and C
 const PERFMON_PTRACE: Option<&str> = Some("not permitted without CAP_PERFMON and CAP_SYS_PTRACE");
 const BPF_PTRACE: Option<&str> = Some("not permitted without CAP_BPF and CAP_SYS_PTRACE");
 
-/// Which capabilities are kept (of those that matter here), and what then stands in the way of each probe; `None` for
-/// nothing. The table of PROBES.md, for kernels in which programs hang in user space by links.
-const MATRIX: &[(&[&str], &[Stands])] = &[
-    (&[], &[("requests", BOTH), ("driver", BOTH), ("sockets", None), ("cuda", ALL)]),
-    (
-        &["bpf"],
-        &[("requests", PERFMON), ("driver", PERFMON), ("sockets", None), ("cuda", PERFMON_PTRACE)],
-    ),
-    (&["perfmon"], &[("requests", BPF), ("driver", BPF), ("sockets", None), ("cuda", BPF_PTRACE)]),
-    (
-        &["bpf", "perfmon"],
-        &[("requests", None), ("driver", None), ("sockets", None), ("cuda", PTRACE)],
-    ),
-    (
-        &["bpf", "perfmon", "sys_ptrace"],
-        &[("requests", None), ("driver", None), ("sockets", None), ("cuda", None)],
-    ),
-    (&["sys_admin"], &[("requests", None), ("driver", None), ("sockets", None), ("cuda", PTRACE)]),
-    (
-        &["sys_admin", "sys_ptrace"],
-        &[("requests", None), ("driver", None), ("sockets", None), ("cuda", None)],
-    ),
+/// Which capabilities are kept (of those that matter here), what then stands in the way of the probes whose programs hang in
+/// the kernel, and what in that of `cuda`. The table of PROBES.md, for kernels in which programs hang in user space by links.
+const MATRIX: &[(&[&str], Obstacle, Obstacle)] = &[
+    (&[], BOTH, ALL),
+    (&["bpf"], PERFMON, PERFMON_PTRACE),
+    (&["perfmon"], BPF, BPF_PTRACE),
+    (&["bpf", "perfmon"], None, PTRACE),
+    (&["bpf", "perfmon", "sys_ptrace"], None, None),
+    (&["sys_admin"], None, PTRACE),
+    (&["sys_admin", "sys_ptrace"], None, None),
 ];
 
 /// The capabilities that decide, by their numbers: older tools do not know the newer names.
@@ -140,13 +128,15 @@ async fn each_capability_that_is_missing_is_named_and_the_proxy_works_without() 
         return;
     }
     let simulator = Simulator::start(Options::named("app").fast());
-    for (kept, expected) in MATRIX {
+    for (kept, in_kernel, in_library) in MATRIX {
         let mut command = Command::new("setpriv");
         command.arg(only(kept)).arg(program()).arg("doctor");
         let (status, told) = Process::finish(&mut command).await;
         assert!(status.success(), "nothing is asked for: {told:?}");
+        let [requests, driver, fences] = ["requests", "driver", "fences"].map(|it| (it, in_kernel));
+        let all = [requests, driver, fences, ("sockets", &None), ("cuda", in_library)];
         let has_links = DOCTOR.contains("uprobe_multi");
-        for (probe, obstacle) in expected.iter().filter(|it| has_links || it.0 != "cuda") {
+        for (probe, obstacle) in all.into_iter().filter(|it| has_links || it.0 != "cuda") {
             let line = told.iter().find(|line| line.starts_with(probe)).expect("a line");
             match obstacle {
                 Some(obstacle) => assert!(line.contains(obstacle), "{kept:?}: {line}"),
@@ -157,12 +147,12 @@ async fn each_capability_that_is_missing_is_named_and_the_proxy_works_without() 
         let binary = bound(folder.path(), kept);
         let proxy = Launch::new(&following(simulator.addr)).binary(&binary).start().await;
         assert_eq!(Call::get("/echo").send(proxy.address()).await.status, 200);
-        let runs = f64::from(u8::from(expected[0].1.is_none()));
+        let runs = f64::from(u8::from(in_kernel.is_none()));
         let running = [("probe", "requests")];
         assert_eq!(proxy.metrics().await.get("outrigger_probe_running", &running), runs);
         let line = proxy.await_access(1).await.remove(0);
         assert_eq!(line.get("app_socket_wait_ms").is_some(), runs > 0.0, "{kept:?}: {line:#}");
-        if let Some(obstacle) = expected[0].1 {
+        if let Some(obstacle) = in_kernel {
             let line = proxy.await_log("the probe is off").await;
             assert!(line.contains(obstacle), "{kept:?}: {line}");
         }

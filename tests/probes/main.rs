@@ -5,6 +5,7 @@
 
 mod cuda;
 mod driver;
+mod fences;
 mod guest;
 mod older;
 mod requests;

@@ -28,13 +28,20 @@ mount -t sysfs none /sys
 mount -t devtmpfs none /dev
 ip link set lo up
 uname -r
-/probes steps:: --test-threads=1 $(cat /arguments)
+for module in drm drm_shmem_helper vgem; do
+    [ ! -e /modules/$module.ko ] || insmod /modules/$module.ko
+done
+mount -t tracefs none /sys/kernel/tracing
+/probes --test-threads=1 --include-ignored $(cat /arguments)
 echo ended with $?
 poweroff -f
 ";
 
 /// What is in the machine besides: its folders.
 const FOLDERS: [&str; 7] = ["bin", "dev", "proc", "sys", "tmp", "lib64", "lib"];
+
+/// The tests that need fences: a part of their names.
+const VGEM: &str = "vgem::";
 
 /// Where `cargo xtask setup` has put the emulator and the kernels.
 fn place() -> PathBuf {
@@ -84,8 +91,28 @@ fn libraries(program: &Path) -> Vec<String> {
     told.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
 }
 
-/// All that the machine has.
-fn archive(busybox: &Path, arguments: &str) -> Vec<u8> {
+/// The files of a folder.
+fn files_of(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).into_iter().flatten();
+    files.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+/// The program of `fence.c`; none, which is said, where it cannot be compiled.
+fn fence(folder: &Path) -> Option<PathBuf> {
+    let program = folder.join("fence");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("probes/fence.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-pthread", "-o"]).arg(&program).arg(source);
+    let Ok(compiled) = compiler.output() else {
+        not_tested("there is no C compiler");
+        return None;
+    };
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    Some(program)
+}
+
+/// All that the machine has: `modules` of its kernel and `more` programs among it.
+fn archive(busybox: &Path, arguments: &str, modules: &[PathBuf], more: &[PathBuf]) -> Vec<u8> {
     const FOLDER: u32 = 0o040_755;
     const PROGRAM: u32 = 0o100_755;
     let this = std::env::current_exe().expect("this test");
@@ -94,7 +121,11 @@ fn archive(busybox: &Path, arguments: &str) -> Vec<u8> {
         ("outrigger".to_owned(), program()),
         ("probes".to_owned(), this.clone()),
     ]);
-    let needed = [program(), this].iter().flat_map(|it| libraries(it)).collect::<Vec<_>>();
+    let name = |path: &Path| path.file_name().expect("a file").to_string_lossy().into_owned();
+    files.extend(modules.iter().map(|it| (format!("modules/{}", name(it)), it.clone())));
+    files.extend(more.iter().map(|it| (name(it), it.clone())));
+    let programs = [program(), this].into_iter().chain(more.to_vec());
+    let needed = programs.flat_map(|it| libraries(&it)).collect::<Vec<_>>();
     files.extend(needed.iter().map(|path| (path.trim_start_matches('/').to_owned(), path.into())));
     let mut archive = Archive::default();
     let above = files.keys().flat_map(|name| Path::new(name).ancestors().skip(1));
@@ -154,7 +185,16 @@ async fn tried_in(
     };
     let scratch = TempDir::new().expect("a temporary directory");
     let file = scratch.path().join("archive");
-    std::fs::write(&file, archive(&busybox, arguments)).expect("room for it");
+    let modules = kernel.parent().map(|boot| files_of(&boot.with_file_name("modules")));
+    let modules = modules.unwrap_or_default();
+    let wants = arguments.contains(VGEM);
+    if wants && modules.is_empty() {
+        not_tested("the kernel is there without vgem; `cargo xtask setup` brings it");
+    }
+    let fence = if wants && !modules.is_empty() { fence(scratch.path()) } else { None };
+    let arguments = if fence.is_some() { arguments } else { &arguments.replace(VGEM, "") };
+    let more: Vec<PathBuf> = fence.into_iter().collect();
+    std::fs::write(&file, archive(&busybox, arguments, &modules, &more)).expect("room for it");
     let _all = PROCESSORS.write().await;
     Some(boot(&folder, &kernel, &file).await)
 }
@@ -174,19 +214,19 @@ const FUNCTIONS: &str = "reads and writes are seen by functions of TCP";
 #[tokio::test]
 async fn requests_are_seen_in_linux_5_10() {
     let doctor = [FUNCTIONS, "Linux 5.10 is older than 5.11"];
-    is_seen_in("bullseye", "5.10.", "--skip device", doctor).await;
+    is_seen_in("bullseye", "5.10.", "steps:: --skip device", doctor).await;
 }
 
 #[tokio::test]
-async fn requests_and_calls_of_the_driver_are_seen_in_linux_6_1() {
+async fn requests_calls_of_the_driver_and_fences_are_seen_in_linux_6_1() {
     let doctor = [FUNCTIONS, "by the function of ioctl"];
-    is_seen_in("bookworm", "6.1.", "", doctor).await;
+    is_seen_in("bookworm", "6.1.", "steps:: vgem::", doctor).await;
 }
 
 #[tokio::test]
 #[ignore = "a kernel has to be given"]
 async fn another_kernel() {
     let given = |_: &Path| std::env::var_os("OUTRIGGER_KERNEL").map(PathBuf::from);
-    let told = tried_in(given, "").await.unwrap_or_default();
+    let told = tried_in(given, "steps::").await.unwrap_or_default();
     let _ = writeln!(std::io::stderr(), "{}", told.join("\n"));
 }

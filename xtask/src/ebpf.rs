@@ -15,7 +15,7 @@ use crate::shell::{program, run};
 use crate::workspace;
 
 /// The families: the names of the programs of `ebpf/src/bin`.
-const FAMILIES: &[&str] = &["cuda", "driver", "requests"];
+const FAMILIES: &[&str] = &["cuda", "driver", "fences", "jobs", "requests"];
 
 const TARGET: &str = "bpfel-unknown-none";
 

@@ -12,7 +12,8 @@ const DEVICES_MOST: usize = 64;
 
 impl Checker<'_> {
     pub(super) fn probes(&mut self, node: &Node, file: &File) -> Probes {
-        let schema::Probes { requests, feedback, sockets, ref driver, ref cuda } = file.probes;
+        let schema::Probes { requests, feedback, sockets, fences, ref driver, ref cuda } =
+            file.probes;
         let driver = match driver {
             Switch::On(Brief(driver)) => Some(self.driver(node.at("driver"), driver)),
             Switch::Off => None,
@@ -23,7 +24,7 @@ impl Checker<'_> {
         }
         let schema::CudaProbe { enabled, launches, single_step } = cuda.0;
         let cuda = enabled.then_some(CudaProbe { launches, single_step });
-        Probes { requests, feedback, sockets, driver, cuda }
+        Probes { requests, feedback, sockets, driver, fences, cuda }
     }
 
     fn driver(&mut self, node: &Node, driver: &schema::Driver) -> Driver {

@@ -295,6 +295,12 @@ fn the_effective_configuration_has_units() {
 }
 
 #[test]
+fn the_probe_of_fences_is_off_unless_it_is_asked_for() {
+    assert!(!read(SMALL).probes.fences);
+    assert!(read(&format!("{SMALL}probes: {{ fences: true }}")).probes.fences);
+}
+
+#[test]
 fn the_drivers_probe_is_on_with_a_word_or_a_mapping() {
     let driver = |text: &str| read(&format!("{SMALL}probes: {{ driver: {text} }}")).probes.driver;
     let plain = driver("true").expect("on");

@@ -12,7 +12,6 @@
 mod library;
 mod process;
 mod prologue;
-mod waits;
 mod watch;
 
 use std::{
@@ -31,12 +30,14 @@ use parking_lot::Mutex;
 
 pub use watch::Process;
 
-use super::kernel::{
-    Kernel, Obstacle, Release, UserPrograms, UserWay, monotonic, own_namespace, user_ways,
+use super::{
+    kernel::{
+        Kernel, Obstacle, Release, UserPrograms, UserWay, monotonic, own_namespace, user_ways,
+    },
+    recent::Waits,
 };
 use crate::telemetry::metrics::{GpuMetrics, Metrics, ProbeName};
 use library::Rules;
-use waits::Waits;
 use watch::{SHORTEST, Watcher};
 
 /// The programs, as `cargo xtask ebpf` built them; empty in a build without.

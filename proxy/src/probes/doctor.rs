@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use outrigger_config::validated as config;
 
-use super::{cuda, driver, kernel::Obstacle, requests, sockets};
+use super::{cuda, driver, fences, kernel::Obstacle, requests, sockets};
 
 /// A probe, as far as it can be judged before it runs.
 struct Probe {
@@ -28,6 +28,12 @@ const PROBES: &[Probe] = &[
         what: "how long calls into the GPU's driver take",
         is_wanted: |settings| settings.driver.is_some(),
         attempt: |_| driver::attempt().map(|how| vec![how]),
+    },
+    Probe {
+        name: "fences",
+        what: "how long processes wait in the kernel for a GPU's work, and their jobs in the DRM scheduler (not CUDA)",
+        is_wanted: |settings| settings.fences,
+        attempt: |_| fences::attempt(),
     },
     Probe {
         name: "sockets",

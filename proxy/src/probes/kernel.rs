@@ -4,15 +4,18 @@ mod bpf;
 mod btf;
 mod clock;
 mod facts;
+mod format;
 mod hook;
 mod load;
 mod multi;
 mod obstacle;
+mod task;
 mod user;
 mod voice;
 
 pub use clock::monotonic;
 pub(super) use facts::{Kernel, own_namespace, own_pids};
+pub(super) use format::{Format, format_of};
 pub(super) use hook::{Function, Hook, Way};
 pub(super) use load::Programs;
 pub use obstacle::Obstacle;

@@ -18,17 +18,23 @@ use outrigger_probes::Call;
 pub enum Method {
     /// Blocking calls of the driver's interface in user space (CUDA, HIP) that were waited for.
     Api,
-    /// System calls of the driver.
+    /// System calls of the driver, and waits for fences where those are seen, too.
     Driver,
+    /// Waits in the kernel for fences alone.
+    Fence,
 }
 
 impl Method {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Api, Self::Driver, Self::Fence];
+
     /// Its name in metrics and the access log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Method::Api => "api",
             Method::Driver => "driver",
+            Method::Fence => "fence",
         }
     }
 }
@@ -47,27 +53,36 @@ pub struct GpuWait {
 /// Calls that returned at this time or later, in the order in which they did, from the family of programs that sees them.
 pub(super) type Fetch = Box<dyn Fn(u64) -> Vec<Call> + Send>;
 
-/// Who waited for the GPU and when, as a family of programs tells it.
+/// A family of programs that tells of waits.
+struct Source {
+    fetch: Fetch,
+    /// When the last wait ended that it has told of.
+    known: u64,
+}
+
+/// Who waited for the GPU and when, as families of programs tell it. Two may see the same wait (that for a fence inside a call
+/// into the driver, say): it is one, for what counts is whether anybody waited.
 pub(super) struct Waits {
     method: Method,
-    fetch: Fetch,
+    sources: Vec<Source>,
     busy: Busy,
-    /// When the last call returned that is known.
-    known: u64,
 }
 
 impl Waits {
     /// None known yet.
-    pub(super) fn new(method: Method, fetch: Fetch) -> Self {
-        Waits { method, fetch, busy: Busy::default(), known: 0 }
+    pub(super) fn new(method: Method, sources: Vec<Fetch>) -> Self {
+        let sources = sources.into_iter().map(|fetch| Source { fetch, known: 0 });
+        Waits { method, sources: sources.collect(), busy: Busy::default() }
     }
 
     /// Fetches what was told since.
     pub(super) fn look(&mut self) {
-        // What is told twice counts once.
-        for call in (self.fetch)(self.known) {
-            self.known = self.known.max(call.end);
-            self.busy.add(call.start, call.end);
+        for source in &mut self.sources {
+            // What is told twice counts once.
+            for call in (source.fetch)(source.known) {
+                source.known = source.known.max(call.end);
+                self.busy.add(call.start, call.end);
+            }
         }
     }
 
@@ -232,6 +247,31 @@ mod tests {
             let intervals = &busy.intervals;
             assert!(!intervals.iter().zip(intervals.iter().skip(1)).any(touch), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn a_wait_that_two_families_tell_of_is_one() {
+        // The call into the driver, and in it the wait for a fence; then a wait outside of any call.
+        let call = |start, end| Call { start, end, ..Call::default() };
+        let told = |calls: Vec<Call>| -> Fetch {
+            Box::new(move |since| calls.iter().filter(|it| it.end >= since).copied().collect())
+        };
+        let (calls, fences) = (vec![call(100, 200)], vec![call(120, 190), call(250, 300)]);
+        let mut crowd = Crowd::default();
+        crowd.began(0);
+        for sources in [[&calls, &fences], [&fences, &calls]] {
+            let sources = sources.map(|calls| told(calls.clone()));
+            let mut waits = Waits::new(Method::Driver, sources.into());
+            for _ in 0..2 {
+                waits.look();
+                let wait = waits.of(&crowd, 0, 1000).expect("nothing is forgotten");
+                assert_eq!(wait.took, Duration::from_nanos(150));
+            }
+        }
+        let mut waits = Waits::new(Method::Fence, vec![told(fences)]);
+        waits.look();
+        let wait = waits.of(&crowd, 150, 260).expect("nothing is forgotten");
+        assert_eq!((wait.took, wait.method.as_str()), (Duration::from_nanos(50), "fence"));
     }
 
     #[test]

@@ -89,6 +89,7 @@ struct Inner {
     probes: [Gauge; ProbeName::ALL.len()],
     follow: Arc<FollowMetrics>,
     driver: Arc<DriverMetrics>,
+    fences: Arc<FenceMetrics>,
     apps: Handles<2, AppMetrics>,
     namespace: Arc<NamespaceMetrics>,
     sockets: Handles<2, SocketMetrics>,
@@ -121,6 +122,7 @@ impl Metrics {
             probes: Default::default(),
             follow: Arc::default(),
             driver: Arc::default(),
+            fences: Arc::default(),
             apps: Handles::default(),
             namespace: Arc::default(),
             sockets: Handles::default(),
@@ -284,6 +286,12 @@ impl Metrics {
         Arc::clone(&self.inner.driver)
     }
 
+    /// What the kernel sees of waits for fences and jobs of the DRM scheduler.
+    #[must_use]
+    pub fn fences(&self) -> Arc<FenceMetrics> {
+        Arc::clone(&self.inner.fences)
+    }
+
     /// The handle of what is seen of the GPU's library.
     #[must_use]
     pub fn gpu(&self) -> Arc<GpuMetrics> {
@@ -358,6 +366,9 @@ impl Collector for Walker {
         }
         if self.inner.probes[ProbeName::Driver as usize].get() > 0 {
             self.inner.driver.write(&mut page);
+        }
+        if self.inner.probes[ProbeName::Fences as usize].get() > 0 {
+            self.inner.fences.write(&mut page);
         }
         self.inner.apps.for_each(|app, labels| app.write(labels, &mut page));
         if self.inner.probes[ProbeName::Sockets as usize].get() > 0 {

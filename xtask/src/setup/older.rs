@@ -1,6 +1,7 @@
 //! Older kernels, and a machine that runs them: what the probes see there is tested in them.
 //!
-//! The kernels are Debian's small ones for virtual machines, of two of its releases. Their packages are named by the version
+//! The kernels are Debian's, of two of its releases: the small one for virtual machines, and one that has modules with which
+//! fences can be waited for without a GPU. Their packages are named by the version
 //! of the day, which the release's own index tells. Everything is unpacked under the target folder and nothing installed: a
 //! kernel that is installed would be the next one to boot.
 
@@ -13,11 +14,29 @@ use super::apt;
 use crate::shell::{found, program, run, said};
 use crate::workspace;
 
-/// Linux 5.10 and 6.1.
-const RELEASES: [&str; 2] = ["bullseye", "bookworm"];
+/// A kernel of a release of Debian.
+struct Kernel {
+    release: &'static str,
+    /// What names the kernel of the day.
+    package: &'static str,
+    /// The modules that are kept: files under its folder of modules.
+    modules: &'static [&'static str],
+}
 
-/// What names the kernel of the day.
-const KERNEL: &str = "linux-image-cloud-amd64";
+/// Linux 5.10 and 6.1.
+const KERNELS: [Kernel; 2] = [
+    Kernel { release: "bullseye", package: "linux-image-cloud-amd64", modules: &[] },
+    Kernel {
+        release: "bookworm",
+        package: "linux-image-amd64",
+        modules: &[
+            "drivers/gpu/drm/drm.ko",
+            "drivers/gpu/drm/drm_shmem_helper.ko",
+            "drivers/gpu/drm/vgem/vgem.ko",
+            "drivers/gpu/drm/scheduler/gpu-sched.ko",
+        ],
+    },
+];
 
 /// What is missing is no error here: the tests do without, aloud.
 pub(super) fn ensure() {
@@ -28,7 +47,7 @@ pub(super) fn ensure() {
         println!("setup: no emulator and no older kernels: the probes are not tested in those");
         return;
     }
-    println!("setup: older kernels are missing: the probes are tried in them (90 MB, once)");
+    println!("setup: older kernels are missing: the probes are tried in them (135 MB, once)");
     if let Err(error) = fetch() {
         println!("setup: no older kernels ({error:#}): the probes are not tested in those");
     }
@@ -44,7 +63,7 @@ fn has_emulator() -> bool {
 
 fn is_here() -> bool {
     let has = |name: &str| folder().join(name).is_dir();
-    has_emulator() && has("busybox") && RELEASES.iter().all(|name| has(&format!("{name}/boot")))
+    has_emulator() && has("busybox") && KERNELS.iter().all(|kernel| kernel.is_in(&folder()))
 }
 
 fn fetch() -> Result<()> {
@@ -57,7 +76,7 @@ fn fetch() -> Result<()> {
         let told = said(program("apt-get").args(install)).context("apt-get knows no emulator")?;
         whole(&new_packages(&told), &[], &folder.join("qemu"))?;
     }
-    RELEASES.iter().try_for_each(|release| kernel(release, &folder.join(release)))
+    KERNELS.iter().try_for_each(|kernel| kernel.fetch(&folder))
 }
 
 /// Unpacks packages at a place where there is either nothing or all of them.
@@ -69,21 +88,50 @@ fn whole(packages: &[&str], options: &[String], place: &Path) -> Result<()> {
     Ok(fs::rename(part, place)?)
 }
 
-/// Unpacks the kernel of a release.
-fn kernel(release: &str, folder: &Path) -> Result<()> {
-    if folder.join("boot").is_dir() {
-        return Ok(());
+impl Kernel {
+    /// Whether it is there, with its modules: an earlier version of this kept none.
+    fn is_in(&self, folder: &Path) -> bool {
+        let folder = folder.join(self.release);
+        let mut modules = self.modules.iter().map(|path| folder.join("modules").join(name(path)));
+        folder.join("boot").is_dir() && modules.all(|module| module.is_file())
     }
-    let options = index_of(release, &folder.join("apt"))?;
-    run(program("apt-get").args(&options).args(["--quiet", "update"]))?;
-    let told = said(program("apt-cache").args(&options).args(["depends", KERNEL]));
-    let package = told.as_deref().and_then(dependency).context("the release has no kernel")?;
-    let unpacked = folder.join("unpacked");
-    whole(&[package], &options, &unpacked)?;
-    // Its modules are a hundred megabytes, and not needed.
-    fs::rename(unpacked.join("boot"), folder.join("boot"))?;
-    fs::remove_dir_all(unpacked)?;
-    Ok(fs::remove_dir_all(folder.join("apt"))?)
+
+    /// Unpacks it.
+    fn fetch(&self, folder: &Path) -> Result<()> {
+        if self.is_in(folder) {
+            return Ok(());
+        }
+        let folder = folder.join(self.release);
+        // Another one, or of one that was interrupted.
+        let _ = fs::remove_dir_all(&folder);
+        let options = index_of(self.release, &folder.join("apt"))?;
+        run(program("apt-get").args(&options).args(["--quiet", "update"]))?;
+        let told = said(program("apt-cache").args(&options).args(["depends", self.package]));
+        let package = told.as_deref().and_then(dependency).context("the release has no kernel")?;
+        let unpacked = folder.join("unpacked");
+        whole(&[package], &options, &unpacked)?;
+        self.keep_modules(&unpacked, &folder.join("modules"))?;
+        fs::rename(unpacked.join("boot"), folder.join("boot"))?;
+        // The other modules are hundreds of megabytes, and not needed.
+        fs::remove_dir_all(unpacked)?;
+        Ok(fs::remove_dir_all(folder.join("apt"))?)
+    }
+
+    fn keep_modules(&self, unpacked: &Path, place: &Path) -> Result<()> {
+        fs::create_dir_all(place)?;
+        let all = fs::read_dir(unpacked.join("lib/modules"))?.next().context("no modules")??;
+        for path in self.modules {
+            let from = all.path().join("kernel").join(path);
+            fs::rename(&from, place.join(name(path)))
+                .with_context(|| from.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// The last part of a path.
+fn name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
 /// What apt has to be told to look into a release that is not this machine's, at the same mirror.
@@ -128,6 +176,24 @@ mod tests {
         let told = "Reading state information...\nInst libfdt1 (1.6.1 Debian:12.1 [amd64])\n\
                     Inst libc6 [2.36-9] (2.36-10 Debian:12.1 [amd64])\nConf libfdt1 (1.6.1 Debian:12.1)\n";
         assert_eq!(new_packages(told), ["libfdt1"]);
+    }
+
+    #[test]
+    fn a_kernel_without_its_modules_is_not_there() {
+        let folder = std::env::temp_dir().join(format!("outrigger-older-{}", std::process::id()));
+        let [small, kernel] = &KERNELS;
+        for release in [small.release, kernel.release] {
+            fs::create_dir_all(folder.join(release).join("boot")).expect("writable");
+        }
+        assert!(small.is_in(&folder) && !kernel.is_in(&folder));
+        let modules = folder.join(kernel.release).join("modules");
+        fs::create_dir_all(&modules).expect("writable");
+        for path in kernel.modules {
+            assert!(!kernel.is_in(&folder), "{path} is missing");
+            fs::write(modules.join(name(path)), []).expect("writable");
+        }
+        assert!(kernel.is_in(&folder));
+        fs::remove_dir_all(folder).expect("ours");
     }
 
     #[test]

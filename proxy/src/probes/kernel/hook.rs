@@ -32,6 +32,18 @@ pub struct Function {
     pub parameters: u32,
 }
 
+impl Hook {
+    /// Whether the module of the DRM scheduler has it.
+    pub(super) fn is_of_scheduler(&self) -> bool {
+        matches!(self, Hook::Listed("gpu_scheduler", _))
+    }
+
+    /// Whether a kernel without fences lacks it.
+    pub(super) fn is_of_fences(&self) -> bool {
+        matches!(self, Hook::Tracepoint(name) if name.starts_with("dma_fence_"))
+    }
+}
+
 impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

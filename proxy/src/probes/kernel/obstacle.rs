@@ -38,6 +38,8 @@ pub enum Obstacle {
         /// Its name.
         field: String,
     },
+    /// Which tracepoints there are cannot be read.
+    NoTracefs(io::ErrorKind),
     /// The own network namespace has no number.
     NoNamespace,
     /// These capabilities are missing.
@@ -90,6 +92,9 @@ impl fmt::Display for Obstacle {
                 write!(f, "Linux {running} is older than {first}")
             }
             Self::NoField { field } => write!(f, "the kernel has no field `{field}`"),
+            Self::NoTracefs(kind) => {
+                write!(f, "the tracefs at /sys/kernel/tracing cannot be read ({kind})")
+            }
             Self::NoNamespace => write!(f, "/proc/self/ns/net cannot be read"),
             Self::Architecture(name) => write!(f, "not done on {name}, only on x86_64"),
             Self::NoCookies(release) => {
@@ -135,9 +140,16 @@ impl Obstacle {
             Self::NoHook(missing) if missing.contains(&Hook::Tracepoint("sys_exit")) => {
                 "needs a kernel with CONFIG_FTRACE_SYSCALLS"
             }
+            Self::NoHook(missing) if missing.iter().any(Hook::is_of_scheduler) => {
+                "is there while a module has it that uses it (amdgpu, xe, nouveau)"
+            }
+            Self::NoHook(missing) if missing.iter().any(Hook::is_of_fences) => {
+                "needs a kernel with CONFIG_DMA_SHARED_BUFFER"
+            }
             Self::NoHook(_) => "needs Linux 5.10 or newer, on other processors than x86-64 6.3",
             Self::Older { .. } => "needs a newer kernel",
             Self::NoField { .. } => "needs a kernel that has it; please report the version",
+            Self::NoTracefs(_) => "run as root with the host's /sys/kernel/tracing mounted",
             Self::NoNamespace => "mount /proc",
             Self::Capabilities(_) => {
                 "run as root, or add the capabilities BPF and PERFMON (securityContext.capabilities.add)"

@@ -433,6 +433,8 @@ label_values! {
         Driver "driver",
         /// Times calls of the GPU's user-space driver.
         Cuda "cuda",
+        /// Times waits for fences, and jobs in the DRM scheduler.
+        Fences "fences",
     }
 }
 

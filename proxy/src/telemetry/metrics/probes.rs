@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::OnceLock};
 use outrigger_probes::{Calls, Detail, FUNCTIONS};
 
 use super::*;
-use outrigger_probes::DriverLoss;
+use outrigger_probes::{DriverLoss, FenceLoss};
 
 use crate::probes::{GpuWait, Method};
 
@@ -54,7 +54,7 @@ pub struct AppMetrics {
     pub limit: Gauge,
     timelines: [Counter; TimelineResult::ALL.len()],
     /// How much of requests was spent waiting for the GPU, once that was seen: by method, exact and shared.
-    gpu_waits: [[OnceLock<Histogram>; 2]; 2],
+    gpu_waits: [[OnceLock<Histogram>; 2]; Method::ALL.len()],
 }
 
 impl Default for AppMetrics {
@@ -90,7 +90,7 @@ impl AppMetrics {
     }
 
     pub(super) fn write(&self, labels: &[&str], page: &mut Page) {
-        for (method, waits) in [Method::Api, Method::Driver].into_iter().zip(&self.gpu_waits) {
+        for (method, waits) in Method::ALL.into_iter().zip(&self.gpu_waits) {
             for (attribution, waits) in ["exact", "shared"].into_iter().zip(waits) {
                 if let Some(waits) = waits.get() {
                     let labels = [labels, &[method.as_str(), attribution]].concat();
@@ -243,6 +243,49 @@ impl DriverMetrics {
     }
 }
 
+/// What the kernel sees of waits for fences and of jobs in the DRM scheduler, when it was looked at last. A part that does not
+/// run has no series.
+#[derive(Debug, Default)]
+pub struct FenceMetrics {
+    waits: Mutex<Option<outrigger_probes::Histogram>>,
+    jobs: Mutex<BTreeMap<String, [outrigger_probes::Histogram; 2]>>,
+    lost_waits: [AtomicU64; FenceLoss::ALL.len()],
+    lost_jobs: AtomicU64,
+}
+
+impl FenceMetrics {
+    /// How long waits took since the probe runs, and what there was no room for, in the order of [`FenceLoss::ALL`].
+    pub fn waits(&self, times: outrigger_probes::Histogram, lost: [u64; FenceLoss::ALL.len()]) {
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some(times);
+        for (place, lost) in self.lost_waits.iter().zip(lost) {
+            place.store(lost, Relaxed);
+        }
+    }
+
+    /// How long jobs were queued and ran since the probe runs, by ring, and how many are not among them.
+    pub fn jobs(&self, times: BTreeMap<String, [outrigger_probes::Histogram; 2]>, lost: u64) {
+        *self.jobs.lock().unwrap_or_else(PoisonError::into_inner) = times;
+        self.lost_jobs.store(lost, Relaxed);
+    }
+
+    pub(super) fn write(&self, page: &mut Page) {
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waits) = &*waits {
+            page.kernel_histogram(Id::FenceWait, &[], waits);
+        }
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        for (ring, [queued, run]) in jobs.iter() {
+            page.kernel_histogram(Id::JobQueued, &[ring], queued);
+            page.kernel_histogram(Id::JobRun, &[ring], run);
+        }
+        let names = FenceLoss::ALL.map(fence_loss);
+        for (name, lost) in names.iter().zip(&self.lost_waits) {
+            page.counter(Id::ProbeLost, &[name], lost.load(Relaxed));
+        }
+        page.counter(Id::ProbeLost, &["jobs"], self.lost_jobs.load(Relaxed));
+    }
+}
+
 /// What is seen of calls of the GPU's user-space driver.
 #[derive(Debug, Default)]
 pub struct GpuMetrics {
@@ -313,6 +356,13 @@ fn loss(what: DriverLoss) -> &'static str {
         DriverLoss::Counts => "driver_counts",
         DriverLoss::Flights => "driver_flights",
         DriverLoss::Calls => "driver_calls",
+    }
+}
+
+fn fence_loss(what: FenceLoss) -> &'static str {
+    match what {
+        FenceLoss::Flights => "fence_flights",
+        FenceLoss::Calls => "fence_calls",
     }
 }
 

@@ -264,7 +264,7 @@ declare! {
     ProbeRunning GAUGE "probe_running" ["probe"]
         "1 while a probe runs, else 0; `outrigger doctor` says why.";
     ProbeLost COUNTER "probe_lost_total" ["what"]
-        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join, calls into the driver or of its library; rounds without an answer.";
+        "What a probe had no room for: bursts in the kernel, connections to follow, requests to join, calls into the driver or of its library, waits for fences, jobs; rounds without an answer.";
     UpstreamRtt GAUGE "upstream_tcp_rtt_seconds" ["backend" "endpoint"]
         "Smoothed round-trip time of the connections to an endpoint now, their mean.";
     UpstreamMinRtt GAUGE "upstream_tcp_min_rtt_seconds" ["backend" "endpoint"]
@@ -317,6 +317,12 @@ declare! {
         "Calls into the GPU's driver that have been under way for longer than `probes.driver.stuck_after`.";
     Xid COUNTER "gpu_xid_total" ["xid"]
         "Errors that NVIDIA's driver reported in the kernel's log, of any GPU of the machine.";
+    FenceWait HISTOGRAM "gpu_fence_wait_seconds" []
+        "Time that processes waited in the kernel for fences of a GPU, as it saw it.";
+    JobQueued HISTOGRAM "gpu_job_queued_seconds" ["ring"]
+        "Time from a job being handed to the DRM scheduler to the hardware being given it, as the kernel saw it.";
+    JobRun HISTOGRAM "gpu_job_run_seconds" ["ring"]
+        "Time from the hardware being given a job to its being done, as the kernel saw it.";
     GpuApiCall HISTOGRAM "gpu_api_call_seconds" ["api" "function"]
         "How long calls of the GPU's user-space driver took, all variants of a function together.";
     GpuApiBytes COUNTER "gpu_api_bytes_total" ["function"]

@@ -76,6 +76,7 @@ fn busy() -> Metrics {
     let labels = ["nvidia0", "NV_ESC_RM_ALLOC"].map(str::to_owned);
     metrics.driver().calls(BTreeMap::from([(labels, call)]));
     metrics.driver().xid(79);
+    fenced(&metrics, call);
     metrics.rates("chat", RateKey::Tenant).decided(RateDecision::Tokens);
     metrics.traces().spans(SpanResult::Dropped, 3);
     let number = |name| function(Api::Cuda, name).expect("of the table");
@@ -89,6 +90,12 @@ fn busy() -> Metrics {
         (function == copy).then_some(calls)
     });
     metrics
+}
+
+fn fenced(metrics: &Metrics, call: outrigger_probes::Histogram) {
+    metrics.probe(ProbeName::Fences).set(1);
+    metrics.fences().waits(call, [0; 2]);
+    metrics.fences().jobs(BTreeMap::from([("gfx_0.0.0".to_owned(), [call; 2])]), 0);
 }
 
 #[test]
