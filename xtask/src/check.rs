@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::build::FAST;
 use crate::setup;
 use crate::shell::{cargo, run as execute};
-use crate::{audit, demo, deploy, ebpf, fmt, test};
+use crate::{audit, demo, deploy, ebpf, engine, fmt, test};
 
 struct Step {
     name: &'static str,
@@ -29,6 +29,7 @@ const STEPS: &[Step] = &[
     Step { name: "test", run: || test::everything(&[]) },
     Step { name: "deploy", run: deploy::check },
     Step { name: "demo", run: demo::brief },
+    Step { name: "engine", run: engine::check },
 ];
 
 /// Runs the steps and stops at the first that fails.

@@ -36,13 +36,31 @@ pub(super) fn folder() -> PathBuf {
     workspace::target().join("engine")
 }
 
+fn server() -> PathBuf {
+    folder().join("llama-server")
+}
+
+/// What the one that is there was built from.
+fn note() -> PathBuf {
+    folder().join("llama-server.built-from")
+}
+
+/// What it is to be built from, and how.
+fn wanted() -> Result<String> {
+    let wanted = fs::read_to_string(workspace::root().join(REQUIREMENTS)).context(REQUIREMENTS)?;
+    Ok(format!("{wanted}{}\n", FLAGS.join(" ")))
+}
+
+/// Whether there is a `llama-server` built from the pinned source.
+pub(super) fn is_there() -> Result<bool> {
+    let wanted = wanted()?;
+    Ok(server().is_file() && fs::read_to_string(note()).is_ok_and(|from| from == wanted))
+}
+
 /// The path of a `llama-server` built from the pinned source.
 pub(super) fn obtain() -> Result<PathBuf> {
-    let server = folder().join("llama-server");
-    let note = folder().join("llama-server.built-from");
-    let wanted = fs::read_to_string(workspace::root().join(REQUIREMENTS)).context(REQUIREMENTS)?;
-    let wanted = format!("{wanted}{}\n", FLAGS.join(" "));
-    if server.is_file() && fs::read_to_string(&note).is_ok_and(|built_from| built_from == wanted) {
+    let (server, wanted) = (server(), wanted()?);
+    if is_there()? {
         return Ok(server);
     }
     println!("engine: llama-server is built once; that takes about ten minutes of one processor");
@@ -50,7 +68,7 @@ pub(super) fn obtain() -> Result<PathBuf> {
     fs::create_dir_all(folder())?;
     build(&source(&wanted)?, &server)?;
     // Written last: what was interrupted has no note.
-    fs::write(&note, wanted)?;
+    fs::write(note(), wanted)?;
     println!("engine: built in {:.0} s: {}", started.elapsed().as_secs_f64(), server.display());
     Ok(server)
 }

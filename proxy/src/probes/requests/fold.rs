@@ -442,7 +442,7 @@ mod tests {
         let mut found = Vec::new();
         let mut hear = |fold: &mut Fold<_>, burst| {
             fold.heard(burst, |whose, _, timeline| {
-                found.push((whose, timeline.and_then(|it| it.arrived)))
+                found.push((whose, timeline.and_then(|it| it.arrived)));
             });
             std::mem::take(&mut found)
         };
