@@ -204,6 +204,11 @@ impl<T> Fold<T> {
         self.connections.insert(connection, Heard::new());
     }
 
+    /// Whether a connection was registered and is not forgotten.
+    pub(super) fn knows(&self, connection: u64) -> bool {
+        self.connections.contains_key(&connection)
+    }
+
     /// A connection was closed by the proxy.
     pub(super) fn closed(&mut self, connection: u64, key: u64) {
         self.closed.push_back(Closed { since: self.round, connection, key });
@@ -402,9 +407,10 @@ mod tests {
             assert_eq!(fold.forget(), None);
             fold.round(|_| None, |_, _, _| {});
         }
+        assert!(fold.knows(1));
         assert_eq!((fold.forget(), fold.forget()), (Some((1, 9)), None));
         hear(&mut fold, burst(10, 10));
-        assert!(fold.connections.is_empty() && fold.is_idle());
+        assert!(!fold.knows(1) && fold.is_idle());
     }
 
     #[test]
