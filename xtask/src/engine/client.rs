@@ -1,9 +1,9 @@
 //! A client of the chat API that can do what the openai package cannot: look at the head, count events as they come,
 //! and hang up at a chosen moment. One request on one connection.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -74,7 +74,7 @@ impl Open {
     pub(super) fn events(&mut self, count: usize) -> Result<()> {
         let mut piece = [0; 4096];
         while String::from_utf8_lossy(&self.received).matches("data: {").count() < count {
-            let length = self.connection.read(&mut piece).context("no event came")?;
+            let length = self.read(&mut piece).context("no event came")?;
             ensure!(length > 0, "the stream ended early: {}", self.so_far());
             self.received.extend_from_slice(&piece[..length]);
         }
@@ -82,8 +82,37 @@ impl Open {
     }
 
     /// Reads to the end.
-    pub(super) fn finish(mut self) -> Result<Answer> {
-        self.connection.read_to_end(&mut self.received).context("the answer did not end")?;
+    pub(super) fn finish(self) -> Result<Answer> {
+        Ok(self.finish_timed()?.0)
+    }
+
+    /// The same, and the time from the first bytes that come to the last.
+    pub(super) fn finish_timed(mut self) -> Result<(Answer, Duration)> {
+        let mut piece = [0; 4096];
+        let mut times = Vec::new();
+        loop {
+            let length = self.read(&mut piece).context("the answer did not end")?;
+            if length == 0 {
+                break;
+            }
+            times.push(Instant::now());
+            self.received.extend_from_slice(&piece[..length]);
+        }
+        let took = times.last().zip(times.first()).map(|(last, first)| *last - *first);
+        Ok((self.answer()?, took.unwrap_or_default()))
+    }
+
+    /// A read with a time limit is interrupted by what does not concern it, such as a child of this process that ends.
+    fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.connection.read(piece) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn answer(&self) -> Result<Answer> {
         let answer = answer(&self.received);
         let answer = answer.with_context(|| format!("answered: {}", self.so_far()))?;
         ensure!(answer.head.starts_with("HTTP/1.1 200 "), "answered: {}", self.so_far());

@@ -61,6 +61,17 @@ impl Stage {
         scrape(self.proxy.admin)
     }
 
+    /// What the proxy has counted once the kernel has told its part of every request that has ended.
+    pub(super) fn metrics_with_timelines(&self) -> Result<Scrape> {
+        let mut now = Scrape::default();
+        eventually("every request has a timeline", SOON, || {
+            now = self.metrics()?;
+            let requests = now.sum("outrigger_endpoint_requests_total", &[]);
+            Ok(now.sum("outrigger_app_timelines_total", &[]) == requests)
+        })?;
+        Ok(now)
+    }
+
     /// What the proxy has counted since `earlier`, as soon as that is as expected. The last byte of an answer arrives
     /// a moment before the request is counted.
     pub(super) fn counted(

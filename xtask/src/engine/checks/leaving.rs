@@ -79,9 +79,10 @@ pub(super) fn drained(stage: &mut Stage) -> Result<String> {
     ensure!(program("sh").args(["-c", &terminate]).status()?.success(), "no signal was sent");
     let is_closed = || Ok(TcpStream::connect(proxy).is_err());
     let closed = eventually("new connections are refused", SOON, is_closed)?;
-    ensure!(stage.stable.processing()? == 1, "the stream ended before the proxy stopped listening");
+    let is_running = stage.stable.processing()? == 1;
     let (answer, ended) = reading.join().ok().context("the client panicked")?;
     let answer = answer?;
+    ensure!(is_running, "the stream ended before the proxy stopped listening");
     let usage = answer.usage()?;
     ensure!(answer.is_done() && usage.completion == TOKENS, "cut short: {usage:?}");
     let status = stage.proxy.running.ended_within(SOON)?.context("the proxy did not end")?;

@@ -98,10 +98,10 @@ fn agree(since: &Scrape, told: Usage, elapsed: f64) -> Result<()> {
 
 /// Every chat, streamed or not, in all its steps: it was read, answered, and answered to the end.
 pub(super) fn timelines(stage: &mut Stage) -> Result<String> {
-    let before = stage.metrics()?;
-    if before.sum("outrigger_probe_running", &[]) == 0.0 {
+    if stage.metrics()?.sum("outrigger_probe_running", &[]) == 0.0 {
         return Ok("NOT TESTED, the probe cannot run here".to_owned());
     }
+    let before = stage.metrics_with_timelines()?;
     ask_all(stage)?;
     let since = stage.counted("there are 20 timelines", &before, |since| {
         since.sum("outrigger_app_timelines_total", &[]) >= CHATS as f64
