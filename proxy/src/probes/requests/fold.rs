@@ -123,11 +123,11 @@ impl<T> Heard<T> {
         span: &Span,
         look_up: &mut impl FnMut(u64) -> Option<Burst>,
     ) -> Option<Timeline> {
-        let told = self.bursts_of(span);
-        let read: u64 = told.clone().map(|burst| burst.bytes_in).sum();
         // When all its bytes were read by what has ended, nothing of it can be under way.
-        let current = if read >= span.bytes() { None } else { look_up(span.key) };
-        Timeline::of(span.times(), told.copied().chain(current.filter(|burst| span.has(burst))))
+        self.told(span).or_else(|| {
+            let current = look_up(span.key).filter(|burst| span.has(burst));
+            Timeline::of(span.times(), self.bursts_of(span).copied().chain(current))
+        })
     }
 
     /// What is known of a request all of which was told.

@@ -196,7 +196,7 @@ impl Reader {
             if let (Some(waits), Some(timeline)) = (waits, &mut timeline) {
                 timeline.gpu = timeline.last_write.and_then(|end| waits.of(crowd, span.sent, end));
             }
-            let writes = if kept.is_empty() { Vec::new() } else { kept.take(&span) };
+            let writes = kept.take(&span, ended.trace.is_some());
             deliver(ended, span, timeline, writes, log);
         };
         while let Some(bytes) = self.bursts.next() {
